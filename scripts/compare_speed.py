@@ -8,8 +8,8 @@
                      [--cores N] [--repeats 5]
 
 One run, the same cores, the contenders in turn in every round, medians over rounds with their range, so that a load
-which comes and goes hits all alike. Every contender sees windows of the same length of the same text, one window at a time in
-PyTorch; the time is that of forward passes with all logits, without loading, tokenizing and compiling. Quantscope's are
+which comes and goes hits all alike. Every contender sees windows of the same length of the same text, one window at a
+time in PyTorch; the time is that of forward passes with all logits, without loading and tokenizing. Quantscope's are
 `execution.forward_seconds` and `execution.tokens` of its measurement files. `w8a8-token` simulates the grid in floating
 point or multiplies integers, whichever the program does; it is compared with PyTorch's unquantized model.
 """

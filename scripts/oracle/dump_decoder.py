@@ -18,7 +18,7 @@ oracle.safetensors, all from one eager float32 pass over two sequences of T toke
 
 Variants of llama2 for the loader: `llama2-sharded` (the same weights in two files with an index; llama2's oracle
 holds), `llama2-f16` and `llama2-bf16` (rounded weights, their oracle has tokens and logits only, computed in f32 from
-the rounded weights). `llama3/config.rope_parameters.json` says what llama3/config.json says as transformers 5 writes it.
+the rounded weights). `llama3/config.rope_parameters.json` says what llama3/config.json says in transformers 5's keys.
 """
 
 import copy
