@@ -17,8 +17,8 @@ oracle.safetensors, all from one eager float32 pass over two sequences of T toke
     layers.0.output [2, T, hidden]          the residual stream after the block
 
 Variants of llama2 for the loader: `llama2-sharded` (the same weights in two files with an index; llama2's oracle
-holds), `llama2-f16` and `llama2-bf16` (rounded weights, their oracle has tokens and logits only, computed in f32 from the
-rounded weights). `llama3/config.rope_parameters.json` says what llama3/config.json says as transformers 5 writes it.
+holds), `llama2-f16` and `llama2-bf16` (rounded weights, their oracle has tokens and logits only, computed in f32 from
+the rounded weights). `llama3/config.rope_parameters.json` says what llama3/config.json says in transformers 5's keys.
 """
 
 import copy

@@ -10,7 +10,7 @@
 Protocol `gptq`: the text is encoded once and cut into disjoint windows of L tokens; a window's loss is the mean
 cross-entropy of its L - 1 predictions; perplexity is exp of the mean loss over windows.
 
-    --bos tokenizer   encode with the tokenizer's special tokens: BOS, if it adds one, stands once, at the stream's start
+    --bos tokenizer   encode with the tokenizer's special tokens: BOS, if it adds one, stands once, at the start
     --bos none        encode without special tokens
     --bos every       encode without; each window is BOS and the next L - 1 tokens of text; BOS is never predicted
 
@@ -47,7 +47,7 @@ RECIPES = {
 
 
 def quantize(x, bits, per):
-    """`x` rounded to its grid. Rows of the last axis share a scale (`channel`, `token`), or all of `x` does (`tensor`)."""
+    """`x` on its grid. What shares a scale: a row of the last axis (`channel`, `token`), or all of `x` (`tensor`)."""
     if bits is None:
         return x
     qmax = 2 ** (bits - 1) - 1
@@ -89,7 +89,8 @@ class Llama:
         c, tokens = self.config, x.shape[0]
         heads = c["num_attention_heads"]
         kv_heads = c.get("num_key_value_heads", heads)
-        q, k, v = (self.linear(x, f"{block}.self_attn.{p}_proj").view(tokens, -1, self.head_dim()).transpose(0, 1) for p in "qkv")
+        q, k, v = (self.linear(x, f"{block}.self_attn.{p}_proj") for p in "qkv")
+        q, k, v = (t.view(tokens, -1, self.head_dim()).transpose(0, 1) for t in (q, k, v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (t.repeat_interleave(heads // kv_heads, 0) for t in (k, v))
         scores = q @ k.transpose(1, 2) / self.head_dim() ** 0.5
