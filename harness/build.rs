@@ -3,6 +3,8 @@
 //!
 //! Runs again when what is compiled changes or the commit moves, not at every build.
 
+#![allow(clippy::print_stdout, reason = "cargo reads it")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,6 +44,6 @@ fn watch(path: &Path) {
 }
 
 fn git(root: &Path, arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
+    let output = Command::new("git").arg("--no-optional-locks").arg("-C").arg(root).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
 }

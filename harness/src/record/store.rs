@@ -176,10 +176,11 @@ impl Store {
         self.measurement_at(&self.measurement_path(cell, metric, version)?)
     }
 
-    /// Records a failure in place of an earlier one of the same cell or measurement.
+    /// Records a failure in place of an earlier one of the same cell or measurement. Its `schema` is set here.
     pub fn record_failure(&self, failure: Failure) -> Result<(), StoreError> {
-        let path = self.failure_path(&failure.cell, failure.metric.as_deref())?;
         self.writable()?;
+        let failure = Failure { schema: SCHEMA, ..failure };
+        let path = self.failure_path(&failure.cell, failure.metric.as_deref())?;
         let bytes = format::encode(&failure, &path)?;
         self.ensure_dir(&self.dir.join("failures"))?;
         self.replace(&bytes, &path)
@@ -205,11 +206,12 @@ impl Store {
         read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
     }
 
-    /// Replaces the manifest.
+    /// Replaces the manifest. Its `schema` is set here.
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
         self.writable()?;
         let path = self.dir.join("manifest.json");
-        self.replace(&format::encode(manifest, &path)?, &path)
+        let manifest = Manifest { schema: SCHEMA, ..manifest.clone() };
+        self.replace(&format::encode(&manifest, &path)?, &path)
     }
 
     /// The manifest, once there is one.

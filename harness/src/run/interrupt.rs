@@ -58,12 +58,15 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
+    /// Which part the process plays: `willing` or `stuck`.
+    const PART: &str = "INTERRUPT_TEST_PART";
     const LIMIT: Duration = Duration::from_secs(60);
 
     /// Not a test of its own: the process that the others start and signal.
     #[test]
     #[ignore = "started by the other tests as a process of its own"]
     fn a_process_that_works() {
+        let Some(part) = std::env::var_os(PART) else { return };
         let say = |word: &str| {
             let mut out = std::io::stdout();
             writeln!(out, "\n{word}").and_then(|()| out.flush()).expect("the parent reads");
@@ -77,19 +80,16 @@ mod tests {
             std::thread::sleep(Duration::from_millis(2));
         }
         say("requested");
-        if std::env::var_os("STUCK").is_some() {
+        if part == "stuck" {
             std::thread::sleep(LIMIT);
         }
         std::process::exit(7);
     }
 
-    fn start(stuck: bool) -> (Child, BufReader<ChildStdout>) {
+    fn start(part: &str) -> (Child, BufReader<ChildStdout>) {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["a_process_that_works", "--ignored", "--nocapture"]).stdout(Stdio::piped());
-        if stuck {
-            command.env("STUCK", "1");
-        }
-        let mut child = command.spawn().unwrap();
+        command.args(["a_process_that_works", "--ignored", "--nocapture"]).env(PART, part);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         wait_for(&mut out, "ready");
         (child, out)
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn the_first_signal_of_each_kind_raises_the_flag() {
         for name in ["-INT", "-TERM", "-HUP"] {
-            let (child, mut out) = start(false);
+            let (child, mut out) = start("willing");
             signal(&child, name);
             wait_for(&mut out, "requested");
             assert_eq!(end(child).code(), Some(7), "{name}: the process itself decides its exit code");
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_second_signal_ends_a_stuck_process_and_an_echo_of_the_first_does_not() {
-        let (mut child, mut out) = start(true);
+        let (mut child, mut out) = start("stuck");
         signal(&child, "-INT");
         wait_for(&mut out, "requested");
         signal(&child, "-INT");

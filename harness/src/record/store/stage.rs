@@ -115,3 +115,45 @@ fn lock(path: &Path) -> Lock {
 fn age(path: &Path) -> Option<Duration> {
     SystemTime::now().duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_removes_the_dead_and_spares_the_living() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let leftover = |name: &str| {
+            let path = dir.path().join("tmp").join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("draft.json"), "{").unwrap();
+            path
+        };
+        let living = Stage::new(&store).unwrap();
+        let dead = leftover(&format!("{}-{}-0-dead", host_name(), std::process::id()));
+        let far = leftover("a-host-that-is-not-this-one-1-0");
+        let far_and_old = leftover("a-host-that-is-not-this-one-1-1");
+        File::open(&far_and_old).unwrap().set_modified(SystemTime::now() - 2 * STALE_AFTER).unwrap();
+
+        assert_eq!(store.sweep_tmp().unwrap(), 2);
+        assert!(living.path().exists() && far.exists());
+        assert!(!dead.exists() && !far_and_old.exists());
+        let path = living.path().to_path_buf();
+        drop(living);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stage_steps_over_the_leftovers_of_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for n in 0..2_000 {
+            let name = format!("{}-{}-{n}", host_name(), std::process::id());
+            let _ = fs::create_dir(dir.path().join("tmp").join(name));
+        }
+        let stage = Stage::new(&store).unwrap();
+        assert!(stage.path().exists());
+        assert_eq!(fs::read_dir(stage.path()).unwrap().count(), 0);
+    }
+}
