@@ -25,7 +25,12 @@ pub enum Verdict {
 /// several is judged by the value that is furthest from what is expected.
 pub fn judge(contents: &Contents) -> Vec<(&ManifestExpectation, Verdict)> {
     let rows = rows(contents);
-    contents.manifest.expectations.iter().map(|expectation| (expectation, verdict(expectation, &rows))).collect()
+    contents
+        .manifest
+        .expectations
+        .iter()
+        .map(|expectation| (expectation, verdict(expectation, &rows)))
+        .collect()
 }
 
 fn verdict(expectation: &ManifestExpectation, rows: &[Row<'_>]) -> Verdict {
@@ -66,14 +71,21 @@ pub fn table(contents: &Contents) -> Option<Table> {
         ("verdict", Kind::Text),
         ("source", Kind::Text),
     ];
-    let mut table = Table::new("Expectations", columns.map(|(name, kind)| Column::new(name, kind)).to_vec());
+    let mut table = Table::new(
+        "Expectations",
+        columns.map(|(name, kind)| Column::new(name, kind)).to_vec(),
+    );
     for (expectation, verdict) in judged {
         let (measured, word) = match verdict {
             Verdict::Met { measured } => (Some(measured), "met"),
             Verdict::Missed { measured } => (Some(measured), "missed"),
             Verdict::NotMeasured => (None, "not measured"),
         };
-        let number = |value| Cell::Number { value, stderr: None, digits: Digits::Significant(4) };
+        let number = |value| Cell::Number {
+            value,
+            stderr: None,
+            digits: Digits::Significant(4),
+        };
         table.rows.push(vec![
             Cell::text(&expectation.model),
             Cell::text(&expectation.recipe),

@@ -44,7 +44,10 @@ pub fn split(id: &str) -> (&str, &str) {
 /// The direction in which the metric of this id improves.
 pub fn direction(id: &str) -> Direction {
     let name = split(id).0;
-    DIRECTIONS.iter().find(|(known, _)| *known == name).map_or(Direction::Unstated, |(_, direction)| *direction)
+    DIRECTIONS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map_or(Direction::Unstated, |(_, direction)| *direction)
 }
 
 #[cfg(test)]

@@ -45,7 +45,11 @@ enum Turn {
 
 impl Faulty {
     pub fn new(fault: Fault) -> Self {
-        Faulty { fault, at: usize::MAX, state: Arc::default() }
+        Faulty {
+            fault,
+            at: usize::MAX,
+            state: Arc::default(),
+        }
     }
 
     /// Strikes at operation `at`, counted from 0.
@@ -82,7 +86,11 @@ impl Faulty {
                 io::Error::other("the power is cut")
             }
         };
-        if now == self.at { Turn::Half(error) } else { Turn::Not(error) }
+        if now == self.at {
+            Turn::Half(error)
+        } else {
+            Turn::Not(error)
+        }
     }
 
     fn whole_or_not(&self, grows: bool, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -116,7 +124,11 @@ impl Files for Faulty {
 
     fn sync(&self, path: &Path) -> io::Result<()> {
         self.whole_or_not(true, || Disk.sync(path))?;
-        self.state.lock().unwrap().unsynced.retain(|(unsynced, _)| unsynced != path);
+        self.state
+            .lock()
+            .unwrap()
+            .unsynced
+            .retain(|(unsynced, _)| unsynced != path);
         Ok(())
     }
 
@@ -138,7 +150,11 @@ impl Files for Faulty {
             Turn::Half(error) => {
                 for entry in fs::read_dir(path)?.take(1) {
                     let entry = entry?.path();
-                    if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
+                    if entry.is_dir() {
+                        fs::remove_dir_all(entry)?
+                    } else {
+                        fs::remove_file(entry)?
+                    }
                 }
                 Err(error)
             }

@@ -24,11 +24,18 @@ impl LogAxis {
     /// An axis from `start` to `end` (points) that holds all `values`, which must be positive and finite, with some air
     /// at both ends. Values that are all alike still get a factor of 1.5.
     pub fn around(values: impl IntoIterator<Item = f64>, start: f64, end: f64) -> Self {
-        let (low, high) = values.into_iter().fold((f64::MAX, f64::MIN), |(l, h), v| (v.min(l), v.max(h)));
+        let (low, high) = values
+            .into_iter()
+            .fold((f64::MAX, f64::MIN), |(l, h), v| (v.min(l), v.max(h)));
         let (low, high) = if low > high { (1.0, 10.0) } else { (low, high) };
         let (middle, least) = ((low.ln() + high.ln()) / 2.0, 1.5f64.ln());
         let half = ((high.ln() - low.ln()) * 1.08).max(least) / 2.0;
-        LogAxis { low: (middle - half).exp(), high: (middle + half).exp(), start, end }
+        LogAxis {
+            low: (middle - half).exp(),
+            high: (middle + half).exp(),
+            start,
+            end,
+        }
     }
 
     /// Where a value stands.
@@ -42,26 +49,48 @@ impl LogAxis {
     /// Steps within a decade are 1 … 9, then 1, 2, 5, then 1, 3, then 1; on an axis shorter than that, evenly spaced
     /// round numbers.
     pub fn ticks(&self, size: f64) -> Vec<Tick> {
-        let even = [1.0, 2.0, 5.0].iter().flat_map(|step| (-6..6).map(move |e| step * 10f64.powi(e)));
+        let even = [1.0, 2.0, 5.0]
+            .iter()
+            .flat_map(|step| (-6..6).map(move |e| step * 10f64.powi(e)));
         let mut even: Vec<f64> = even.filter(|step| (self.high - self.low) / step < 40.0).collect();
         even.sort_by(f64::total_cmp);
         let even = even.into_iter().map(|step| self.evenly(step));
-        let decades = [&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..], &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
+        let decades = [
+            &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..],
+            &[1.0, 2.0, 5.0],
+            &[1.0, 3.0],
+            &[1.0],
+        ];
         let decades = decades.iter().map(|steps| self.decades(steps));
 
         // Within a factor of four, steps of a decade are too coarse and even steps look even.
-        let candidates: Vec<Vec<f64>> =
-            if self.high / self.low < 4.0 { even.collect() } else { decades.chain([self.decades(&[1.0])]).collect() };
-        let chosen = candidates.iter().find(|values| self.fits(values, size)).cloned().unwrap_or_default();
+        let candidates: Vec<Vec<f64>> = if self.high / self.low < 4.0 {
+            even.collect()
+        } else {
+            decades.chain([self.decades(&[1.0])]).collect()
+        };
+        let chosen = candidates
+            .iter()
+            .find(|values| self.fits(values, size))
+            .cloned()
+            .unwrap_or_default();
         let minor = if self.high / self.low < 4.0 {
             let finer = candidates.iter().rev().find(|values| values.len() > chosen.len());
             finer.cloned().unwrap_or_default()
         } else {
             self.decades(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
         };
-        let minor = minor.into_iter().filter(|value| !chosen.iter().any(|major| (value / major - 1.0).abs() < 1e-9));
-        let minor = minor.map(|value| Tick { position: self.place(value), label: None });
-        let major = chosen.iter().map(|&value| Tick { position: self.place(value), label: Some(plain(value)) });
+        let minor = minor
+            .into_iter()
+            .filter(|value| !chosen.iter().any(|major| (value / major - 1.0).abs() < 1e-9));
+        let minor = minor.map(|value| Tick {
+            position: self.place(value),
+            label: None,
+        });
+        let major = chosen.iter().map(|&value| Tick {
+            position: self.place(value),
+            label: Some(plain(value)),
+        });
         minor.chain(major).collect()
     }
 
@@ -80,7 +109,10 @@ impl LogAxis {
 
     fn fits(&self, values: &[f64], size: f64) -> bool {
         values.windows(2).all(|pair| {
-            let (left, right) = (text_width(&plain(pair[0]), size), text_width(&plain(pair[1]), size));
+            let (left, right) = (
+                text_width(&plain(pair[0]), size),
+                text_width(&plain(pair[1]), size),
+            );
             self.place(pair[1]) - self.place(pair[0]) >= (left + right) / 2.0 + size
         })
     }
@@ -88,7 +120,11 @@ impl LogAxis {
 
 /// `step · 10^exponent`, rounded as the decimal would be: 3·10⁻¹ is 0.3.
 fn decimal(step: f64, exponent: i32) -> f64 {
-    if exponent < 0 { step / 10f64.powi(-exponent) } else { step * 10f64.powi(exponent) }
+    if exponent < 0 {
+        step / 10f64.powi(-exponent)
+    } else {
+        step * 10f64.powi(exponent)
+    }
 }
 
 /// A number as plain digits without noise: `0.3`, `17.5`, `20000`.
@@ -102,19 +138,34 @@ mod tests {
     use super::*;
 
     fn labels(low: f64, high: f64, width: f64) -> Vec<String> {
-        LogAxis::around([low, high], 0.0, width).ticks(12.0).into_iter().filter_map(|tick| tick.label).collect()
+        LogAxis::around([low, high], 0.0, width)
+            .ticks(12.0)
+            .into_iter()
+            .filter_map(|tick| tick.label)
+            .collect()
     }
 
     #[test]
     fn steps_are_one_two_five_and_coarser_when_there_is_no_room() {
-        assert_eq!(labels(3.0, 900.0, 500.0), ["5", "10", "20", "50", "100", "200", "500", "1000"]);
-        assert_eq!(labels(3.0, 1e5, 500.0), ["3", "10", "30", "100", "300", "1000", "3000", "10000", "30000", "100000"]);
+        assert_eq!(
+            labels(3.0, 900.0, 500.0),
+            ["5", "10", "20", "50", "100", "200", "500", "1000"]
+        );
+        assert_eq!(
+            labels(3.0, 1e5, 500.0),
+            [
+                "3", "10", "30", "100", "300", "1000", "3000", "10000", "30000", "100000"
+            ]
+        );
         assert_eq!(labels(1.0, 1e30, 100.0), Vec::<String>::new());
     }
 
     #[test]
     fn a_short_axis_has_even_steps() {
-        assert_eq!(labels(17.0, 19.5, 500.0), ["16", "17", "18", "19", "20", "21", "22"]);
+        assert_eq!(
+            labels(17.0, 19.5, 500.0),
+            ["16", "17", "18", "19", "20", "21", "22"]
+        );
         assert!(labels(5.47, 5.47, 500.0).len() >= 3);
     }
 
@@ -124,6 +175,10 @@ mod tests {
         assert!(axis.place(3.0) > 100.0 && axis.place(3000.0) < 400.0);
         let (a, b, c) = (axis.place(10.0), axis.place(100.0), axis.place(1000.0));
         assert!((b - a - (c - b)).abs() < 1e-9);
-        assert!(axis.ticks(12.0).iter().all(|tick| (100.0..=400.0).contains(&tick.position)));
+        assert!(
+            axis.ticks(12.0)
+                .iter()
+                .all(|tick| (100.0..=400.0).contains(&tick.position))
+        );
     }
 }

@@ -145,7 +145,11 @@ pub fn elide(text: &str, size: f64, room: f64) -> String {
     if text_width(text, size) <= room {
         return text.to_owned();
     }
-    (1..chars.len()).rev().map(shortened).find(|text| text_width(text, size) <= room).unwrap_or_else(|| "…".to_owned())
+    (1..chars.len())
+        .rev()
+        .map(shortened)
+        .find(|text| text_width(text, size) <= room)
+        .unwrap_or_else(|| "…".to_owned())
 }
 
 impl Shape {
@@ -158,12 +162,26 @@ impl Shape {
                 let fold = |pick: fn(&Point) -> f64, start: f64, by: fn(f64, f64) -> f64| {
                     points.iter().map(pick).fold(start, by)
                 };
-                let (x0, x1) = (fold(|p| p.0, f64::MAX, f64::min), fold(|p| p.0, f64::MIN, f64::max));
-                let (y0, y1) = (fold(|p| p.1, f64::MAX, f64::min), fold(|p| p.1, f64::MIN, f64::max));
+                let (x0, x1) = (
+                    fold(|p| p.0, f64::MAX, f64::min),
+                    fold(|p| p.0, f64::MIN, f64::max),
+                );
+                let (y0, y1) = (
+                    fold(|p| p.1, f64::MAX, f64::min),
+                    fold(|p| p.1, f64::MIN, f64::max),
+                );
                 ((x0 - half, y0 - half), (x1 + half, y1 + half))
             }
-            Shape::Mark { at, radius, .. } => ((at.0 - radius, at.1 - radius), (at.0 + radius, at.1 + radius)),
-            Shape::Text { at, text, size, anchor, .. } => {
+            Shape::Mark { at, radius, .. } => {
+                ((at.0 - radius, at.1 - radius), (at.0 + radius, at.1 + radius))
+            }
+            Shape::Text {
+                at,
+                text,
+                size,
+                anchor,
+                ..
+            } => {
                 let width = text_width(text, *size);
                 let left = match anchor {
                     Anchor::Start => at.0,
@@ -191,7 +209,11 @@ impl Drawing {
         }
         // plotters' coordinates are whole numbers: draw at double size for exactness, show at the size meant.
         let header = format!("<svg width=\"{width}\" height=\"{height}\"");
-        let shown = format!("<svg width=\"{}\" height=\"{}\"", width as f64 / SCALE, height as f64 / SCALE);
+        let shown = format!(
+            "<svg width=\"{}\" height=\"{}\"",
+            width as f64 / SCALE,
+            height as f64 / SCALE
+        );
         Ok(svg.replacen(&header, &shown, 1))
     }
 
@@ -214,18 +236,26 @@ impl Drawing {
         let file = folder.path().join("drawing.png");
         {
             let mut backend = BitMapBackend::new(&file, (width, height));
-            backend.blit_bitmap((0, 0), (width, height), &pixels).map_err(|error| self.failure(&error))?;
+            backend
+                .blit_bitmap((0, 0), (width, height), &pixels)
+                .map_err(|error| self.failure(&error))?;
             backend.present().map_err(|error| self.failure(&error))?;
         }
         std::fs::read(&file).map_err(|source| self.failure(&source))
     }
 
     fn pixels(&self, scale: f64) -> (u32, u32) {
-        ((self.width * scale).round() as u32, (self.height * scale).round() as u32)
+        (
+            (self.width * scale).round() as u32,
+            (self.height * scale).round() as u32,
+        )
     }
 
     fn failure(&self, error: &dyn std::fmt::Display) -> ReportError {
-        ReportError::Drawing { figure: self.stem.clone(), message: error.to_string() }
+        ReportError::Drawing {
+            figure: self.stem.clone(),
+            message: error.to_string(),
+        }
     }
 
     /// Draws the shapes. `anchor` and `shift` (in em) say where the back end's texts must be put so that their
@@ -245,9 +275,15 @@ impl Drawing {
             match shape {
                 Shape::Fill { from, to, colour } => {
                     let corners = [*from, (to.0, from.1), *to, (from.0, to.1)].map(place);
-                    area.draw(&Polygon::new(corners, rgb(*colour).filled())).map_err(failure)?;
+                    area.draw(&Polygon::new(corners, rgb(*colour).filled()))
+                        .map_err(failure)?;
                 }
-                Shape::Line { points, colour, width, dash } => {
+                Shape::Line {
+                    points,
+                    colour,
+                    width,
+                    dash,
+                } => {
                     let style = ShapeStyle {
                         color: rgb(*colour).to_rgba(),
                         filled: false,
@@ -258,7 +294,12 @@ impl Drawing {
                         area.draw(&PathElement::new(piece, style)).map_err(failure)?;
                     }
                 }
-                Shape::Mark { at, form, radius, colour } => {
+                Shape::Mark {
+                    at,
+                    form,
+                    radius,
+                    colour,
+                } => {
                     let style = rgb(*colour).filled();
                     match outline(*form, *at, *radius) {
                         Some(corners) => {
@@ -267,20 +308,30 @@ impl Drawing {
                         }
                         None => {
                             let radius = (radius * scale).round() as i32;
-                            area.draw(&Circle::new(place(*at), radius, style)).map_err(failure)?;
+                            area.draw(&Circle::new(place(*at), radius, style))
+                                .map_err(failure)?;
                         }
                     }
                 }
-                Shape::Text { at, text, size, anchor: side, colour } => {
+                Shape::Text {
+                    at,
+                    text,
+                    size,
+                    anchor: side,
+                    colour,
+                } => {
                     let side = match side {
                         Anchor::Start => HPos::Left,
                         Anchor::Middle => HPos::Center,
                         Anchor::End => HPos::Right,
                     };
                     let font = (FAMILY, size * LINE_HEIGHT * scale, FontStyle::Normal).into_font();
-                    let style = TextStyle::from(font).color(&rgb(*colour)).pos(Pos::new(side, anchor));
+                    let style = TextStyle::from(font)
+                        .color(&rgb(*colour))
+                        .pos(Pos::new(side, anchor));
                     let at = place((at.0, at.1 + shift * size));
-                    area.draw(&TextElement::new(text.as_str(), at, style)).map_err(failure)?;
+                    area.draw(&TextElement::new(text.as_str(), at, style))
+                        .map_err(failure)?;
                 }
             }
         }
@@ -312,16 +363,33 @@ fn outline(form: Mark, (x, y): Point, r: f64) -> Option<Vec<Point>> {
         Mark::Diamond => vec![(0.0, -1.25), (1.25, 0.0), (0.0, 1.25), (-1.25, 0.0)],
         Mark::Cross => {
             let (a, b) = (0.3, 1.0);
-            let arm = [(0.0, -a), (b - a, -b), (b, a - b), (a, 0.0), (b, b - a), (b - a, b), (0.0, a)];
-            arm.into_iter().chain([(a - b, b), (-b, b - a), (-a, 0.0), (-b, a - b), (a - b, -b)]).collect()
+            let arm = [
+                (0.0, -a),
+                (b - a, -b),
+                (b, a - b),
+                (a, 0.0),
+                (b, b - a),
+                (b - a, b),
+                (0.0, a),
+            ];
+            arm.into_iter()
+                .chain([(a - b, b), (-b, b - a), (-a, 0.0), (-b, a - b), (a - b, -b)])
+                .collect()
         }
     };
-    Some(corners.into_iter().map(|(dx, dy)| (x + r * dx, y + r * dy)).collect())
+    Some(
+        corners
+            .into_iter()
+            .map(|(dx, dy)| (x + r * dx, y + r * dy))
+            .collect(),
+    )
 }
 
 /// A line as the pieces of it that are drawn.
 fn dashes(points: &[Point], dash: Option<(f64, f64)>) -> Vec<Vec<Point>> {
-    let (Some((on, off)), &[a, b]) = (dash, points) else { return vec![points.to_vec()] };
+    let (Some((on, off)), &[a, b]) = (dash, points) else {
+        return vec![points.to_vec()];
+    };
     let length = (b.0 - a.0).hypot(b.1 - a.1);
     let along = |t: f64| (a.0 + (b.0 - a.0) * t / length, a.1 + (b.1 - a.1) * t / length);
     let count = (length / (on + off)).ceil() as usize;
@@ -357,11 +425,23 @@ mod tests {
     use super::*;
 
     fn text(at: Point, anchor: Anchor) -> Shape {
-        Shape::Text { at, text: "perplexity".into(), size: 20.0, anchor, colour: Colour::INK }
+        Shape::Text {
+            at,
+            text: "perplexity".into(),
+            size: 20.0,
+            anchor,
+            colour: Colour::INK,
+        }
     }
 
     fn drawing(shapes: Vec<Shape>) -> Drawing {
-        Drawing { stem: "test".into(), caption: String::new(), width: 200.0, height: 100.0, shapes }
+        Drawing {
+            stem: "test".into(),
+            caption: String::new(),
+            width: 200.0,
+            height: 100.0,
+            shapes,
+        }
     }
 
     #[test]
@@ -369,7 +449,10 @@ mod tests {
         let text = "a-rather-long-recipe-name-of-many-words";
         let short = elide(text, 12.0, 100.0);
         assert!(text_width(&short, 12.0) <= 100.0 && text_width(&short, 12.0) > 85.0);
-        assert!(short.starts_with("a-rat") && short.ends_with("words") && short.contains('…'), "{short}");
+        assert!(
+            short.starts_with("a-rat") && short.ends_with("words") && short.contains('…'),
+            "{short}"
+        );
         assert_eq!(elide(text, 12.0, 1000.0), text);
     }
 
@@ -383,8 +466,11 @@ mod tests {
             let (wide, high) = ((200.0 * scale) as usize, (100.0 * scale) as usize);
             let mut pixels = vec![0; 3 * wide * high];
             {
-                let area = BitMapBackend::with_buffer(&mut pixels, (wide as u32, high as u32)).into_drawing_area();
-                drawing(vec![shape]).paint(&area, scale, VPos::Top, -0.5 * LINE_HEIGHT).unwrap();
+                let area =
+                    BitMapBackend::with_buffer(&mut pixels, (wide as u32, high as u32)).into_drawing_area();
+                drawing(vec![shape])
+                    .paint(&area, scale, VPos::Top, -0.5 * LINE_HEIGHT)
+                    .unwrap();
             }
             let dark: Vec<(f64, f64)> = (0..wide * high)
                 .filter(|i| pixels[3 * i] < 128)
@@ -392,11 +478,20 @@ mod tests {
                 .collect();
             let range = |pick: fn(&(f64, f64)) -> f64| {
                 let values = dark.iter().map(pick);
-                (values.clone().fold(f64::MAX, f64::min), values.fold(f64::MIN, f64::max))
+                (
+                    values.clone().fold(f64::MAX, f64::min),
+                    values.fold(f64::MIN, f64::max),
+                )
             };
             let ((x0, x1), (y0, y1)) = (range(|p| p.0), range(|p| p.1));
-            assert!((x0 - left).abs() < 3.0 && (x1 - right).abs() < 3.0, "{anchor:?}: {x0}–{x1}, {left}–{right}");
-            assert!((y0 - top).abs() < 3.0 && (y1 - bottom).abs() < 3.0, "{anchor:?}: {y0}–{y1}, {top}–{bottom}");
+            assert!(
+                (x0 - left).abs() < 3.0 && (x1 - right).abs() < 3.0,
+                "{anchor:?}: {x0}–{x1}, {left}–{right}"
+            );
+            assert!(
+                (y0 - top).abs() < 3.0 && (y1 - bottom).abs() < 3.0,
+                "{anchor:?}: {y0}–{y1}, {top}–{bottom}"
+            );
         }
     }
 
@@ -416,7 +511,10 @@ mod tests {
     fn both_formats_have_the_size_asked_for_and_repeat_their_bytes() {
         let drawing = drawing(vec![text((10.0, 50.0), Anchor::Start)]);
         let svg = drawing.svg().unwrap();
-        assert!(svg.starts_with("<svg width=\"200\" height=\"100\" viewBox=\"0 0 400 200\""), "{svg}");
+        assert!(
+            svg.starts_with("<svg width=\"200\" height=\"100\" viewBox=\"0 0 400 200\""),
+            "{svg}"
+        );
         assert!(svg.contains("perplexity"));
         let png = drawing.png().unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
