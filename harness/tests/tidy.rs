@@ -13,11 +13,12 @@ struct File {
 }
 
 impl File {
-    /// The part before the first `#[cfg(test)]`: what ships.
+    /// The part before the first `#[cfg(test)]` or `#[cfg(all(test, …))]`: what ships.
     fn shipped(&self) -> &str {
-        self.text
-            .split_once("#[cfg(test)]")
-            .map_or(&self.text, |(shipped, _)| shipped)
+        let ends = ["#[cfg(test)]", "#[cfg(all(test"]
+            .into_iter()
+            .filter_map(|mark| self.text.find(mark));
+        ends.min().map_or(&self.text, |end| &self.text[..end])
     }
 
     /// The shipped lines that are code, numbered from 1, without what follows `//`.
@@ -31,7 +32,8 @@ impl File {
     }
 
     fn is_test(&self) -> bool {
-        self.path.contains("/tests/") || self.path.contains("/benches/")
+        // A module `tests` in a file of its own is compiled for tests only.
+        self.path.contains("/tests/") || self.path.ends_with("/tests.rs") || self.path.contains("/benches/")
     }
 }
 
@@ -55,7 +57,7 @@ fn root() -> PathBuf {
 
 /// Every text file of the tree that is not ignored, in the order of paths. Files that are not UTF-8 are no text.
 fn tree() -> Vec<File> {
-    const SKIPPED: [&str; 4] = ["target", ".git", "__pycache__", "shared"];
+    const SKIPPED: [&str; 3] = ["target", "__pycache__", "shared"];
     let (root, mut folders, mut files) = (root(), vec![PathBuf::new()], Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(root.join(&folder)).expect("the folder was just listed") {
@@ -63,7 +65,8 @@ fn tree() -> Vec<File> {
             let path = folder.join(entry.file_name());
             let kind = entry.file_type().expect("the type of an entry is known");
             let name = entry.file_name().to_string_lossy().into_owned();
-            if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+            let hidden = name.starts_with('.') && name != ".ci" && name != ".github";
+            if kind.is_dir() && !hidden && !SKIPPED.contains(&name.as_str()) {
                 folders.push(path);
             } else if kind.is_file()
                 && let Ok(text) = fs::read_to_string(entry.path())

@@ -140,7 +140,7 @@ impl Cell {
             Digits::Exact => return Some((format!("{value}"), stderr.map(|stderr| format!("{stderr}")))),
             Digits::Decimals(places) => *places,
             Digits::Significant(digits) => {
-                let for_value = digits as i32 - magnitude(*value);
+                let for_value = *digits as i32 - magnitude(*value);
                 // One digit of the error at the least: `5.47 ± 0.00` would say that it is known exactly.
                 let for_error = stderr.map_or(0, |stderr| 1 - magnitude(stderr));
                 for_value.max(for_error).clamp(0, 6) as usize

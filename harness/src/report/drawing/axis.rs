@@ -46,57 +46,65 @@ impl LogAxis {
 
     /// The grid: the densest of the usual steps whose numbers, written at this font size, keep apart by one em.
     ///
-    /// Steps within a decade are 1 … 9, then 1, 2, 5, then 1, 3, then 1; on an axis shorter than that, evenly spaced
-    /// round numbers.
+    /// Steps within a decade are 1 … 9, then 1, 2, 5, then 1, 3, then 1, then every second, third … decade. On an axis
+    /// shorter than a factor of four these are too coarse, and evenly spaced round numbers look even.
     pub fn ticks(&self, size: f64) -> Vec<Tick> {
-        let even = [1.0, 2.0, 5.0]
-            .iter()
-            .flat_map(|step| (-6..6).map(move |e| step * 10f64.powi(e)));
-        let mut even: Vec<f64> = even.filter(|step| (self.high - self.low) / step < 40.0).collect();
-        even.sort_by(f64::total_cmp);
-        let even = even.into_iter().map(|step| self.evenly(step));
-        let decades = [
-            &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..],
-            &[1.0, 2.0, 5.0],
-            &[1.0, 3.0],
-            &[1.0],
-        ];
-        let decades = decades.iter().map(|steps| self.decades(steps));
-
-        // Within a factor of four, steps of a decade are too coarse and even steps look even.
-        let candidates: Vec<Vec<f64>> = if self.high / self.low < 4.0 {
-            even.collect()
+        let (major, minor) = if self.high / self.low < 4.0 {
+            self.even_grid(size)
         } else {
-            decades.chain([self.decades(&[1.0])]).collect()
+            self.decade_grid(size)
         };
-        let chosen = candidates
-            .iter()
-            .find(|values| self.fits(values, size))
-            .cloned()
-            .unwrap_or_default();
-        let minor = if self.high / self.low < 4.0 {
-            let finer = candidates.iter().rev().find(|values| values.len() > chosen.len());
-            finer.cloned().unwrap_or_default()
-        } else {
-            self.decades(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
-        };
-        let minor = minor
-            .into_iter()
-            .filter(|value| !chosen.iter().any(|major| (value / major - 1.0).abs() < 1e-9));
-        let minor = minor.map(|value| Tick {
+        let apart = |value: &f64| !major.iter().any(|major| (value / major - 1.0).abs() < 1e-9);
+        let minor = minor.into_iter().filter(apart).map(|value| Tick {
             position: self.place(value),
             label: None,
         });
-        let major = chosen.iter().map(|&value| Tick {
+        let label = |&value: &f64| Tick {
             position: self.place(value),
-            label: Some(plain(value)),
-        });
-        minor.chain(major).collect()
+            label: Some(self.label(value)),
+        };
+        minor.chain(major.iter().map(label)).collect()
     }
 
-    fn decades(&self, steps: &[f64]) -> Vec<f64> {
+    /// Numbers and lines between them, evenly spaced.
+    fn even_grid(&self, size: f64) -> (Vec<f64>, Vec<f64>) {
+        let mut exponent = (self.high - self.low).log10().floor() as i32 - 2;
+        loop {
+            // Half of 1 and 2, a fifth of 5: lines between the numbers fall on round numbers too.
+            for (step, parts) in [(1.0, 2.0), (2.0, 2.0), (5.0, 5.0)] {
+                let step = decimal(step, exponent);
+                let values = self.evenly(step);
+                if self.fits(&values, size) {
+                    return (values, self.evenly(step / parts));
+                }
+            }
+            exponent += 1;
+        }
+    }
+
+    /// Numbers and lines between them, at equal steps of every decade.
+    fn decade_grid(&self, size: f64) -> (Vec<f64>, Vec<f64>) {
+        let all = &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..];
+        let minor = if self.high / self.low < 1e7 {
+            self.decades(all, 1)
+        } else {
+            self.decades(&[1.0], 1)
+        };
+        let steps = [all, &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
+        let within = steps.iter().map(|steps| self.decades(steps, 1));
+        let beyond = (2..100).map(|every| self.decades(&[1.0], every));
+        let major = within
+            .chain(beyond)
+            .find(|values| self.fits(values, size))
+            .unwrap_or_default();
+        (major, minor)
+    }
+
+    /// These steps of every decade whose exponent `every` divides.
+    fn decades(&self, steps: &[f64], every: i32) -> Vec<f64> {
         let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
         (first..=last)
+            .filter(|exponent| exponent % every == 0)
             .flat_map(|exponent| steps.iter().map(move |step| decimal(*step, exponent)))
             .filter(|value| (self.low..=self.high).contains(value))
             .collect()
@@ -107,11 +115,28 @@ impl LogAxis {
         (first..=last).map(|i| i as f64 * step).collect()
     }
 
+    /// A number as plain digits without noise, `0.3`, `17.5`, `20000`; on an axis that reaches a million, thousands and
+    /// more as powers of ten, `10³`, `3·10⁶`.
+    fn label(&self, value: f64) -> String {
+        if self.high >= 1e6 && value >= 1e3 {
+            let exponent = (value.log10() + 1e-9).floor() as i32;
+            let mantissa = (value / 10f64.powi(exponent)).round();
+            let raised = exponent.to_string().chars().map(superscript).collect::<String>();
+            return if mantissa == 1.0 {
+                format!("10{raised}")
+            } else {
+                format!("{mantissa}·10{raised}")
+            };
+        }
+        let text = format!("{value:.9}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
+
     fn fits(&self, values: &[f64], size: f64) -> bool {
         values.windows(2).all(|pair| {
             let (left, right) = (
-                text_width(&plain(pair[0]), size),
-                text_width(&plain(pair[1]), size),
+                text_width(&self.label(pair[0]), size),
+                text_width(&self.label(pair[1]), size),
             );
             self.place(pair[1]) - self.place(pair[0]) >= (left + right) / 2.0 + size
         })
@@ -127,10 +152,9 @@ fn decimal(step: f64, exponent: i32) -> f64 {
     }
 }
 
-/// A number as plain digits without noise: `0.3`, `17.5`, `20000`.
-fn plain(value: f64) -> String {
-    let text = format!("{value:.6}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+fn superscript(digit: char) -> char {
+    const RAISED: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    digit.to_digit(10).map_or('⁻', |digit| RAISED[digit as usize])
 }
 
 #[cfg(test)]
@@ -148,25 +172,32 @@ mod tests {
     #[test]
     fn steps_are_one_two_five_and_coarser_when_there_is_no_room() {
         assert_eq!(
-            labels(3.0, 900.0, 500.0),
+            labels(3.0, 900.0, 400.0),
             ["5", "10", "20", "50", "100", "200", "500", "1000"]
         );
         assert_eq!(
-            labels(3.0, 1e5, 500.0),
+            labels(3.0, 9e4, 600.0),
             [
                 "3", "10", "30", "100", "300", "1000", "3000", "10000", "30000", "100000"
             ]
         );
-        assert_eq!(labels(1.0, 1e30, 100.0), Vec::<String>::new());
+        assert_eq!(labels(3.0, 9e4, 300.0), ["10", "100", "1000", "10000", "100000"]);
+        assert_eq!(labels(3.0, 3e6, 400.0), ["10", "100", "10³", "10⁴", "10⁵", "10⁶"]);
+        assert_eq!(
+            labels(300.0, 1.2e6, 300.0),
+            ["300", "10³", "3·10³", "10⁴", "3·10⁴", "10⁵", "3·10⁵", "10⁶"]
+        );
+        assert_eq!(labels(3.0, 3e30, 200.0), ["10⁶", "10¹²", "10¹⁸", "10²⁴", "10³⁰"]);
     }
 
     #[test]
     fn a_short_axis_has_even_steps() {
         assert_eq!(
             labels(17.0, 19.5, 500.0),
-            ["16", "17", "18", "19", "20", "21", "22"]
+            ["15", "16", "17", "18", "19", "20", "21", "22"]
         );
-        assert!(labels(5.47, 5.47, 500.0).len() >= 3);
+        assert_eq!(labels(5.47, 5.47, 200.0), ["4.5", "5", "5.5", "6", "6.5"]);
+        assert!(labels(0.0101, 0.0109, 500.0).len() >= 3);
     }
 
     #[test]

@@ -23,8 +23,10 @@ pub use palette::Colour;
 const FONT: &[u8] = include_bytes!("../../../assets/QuantscopeSans.ttf");
 /// The family under which the font is registered. A viewer of the SVG takes its own sans-serif.
 const FAMILY: &str = "sans-serif";
-/// plotters' size of a font is its line height, 1.24 em.
-const LINE_HEIGHT: f64 = 1.24;
+/// plotters' SVG takes the size of a font for 1.24 em.
+const SVG_SIZE: f64 = 1.24;
+/// Its bitmaps take it for the font's ascender and descender: (1901 + 483) / 2048 em.
+const BITMAP_SIZE: f64 = 2384.0 / 2048.0;
 /// Pixels of the PNG, and units of the SVG, per point: sharp on screens of double density.
 const SCALE: f64 = 2.0;
 /// The PNG is drawn this many times larger and averaged: plotters smooths neither lines nor the places of letters.
@@ -68,8 +70,8 @@ pub enum Shape {
         colour: Colour,
         /// Its width.
         width: f64,
-        /// Lengths of dash and gap; `None` for a solid line. Only of lines between two points.
-        dash: Option<(f64, f64)>,
+        /// Its dashes; `None` for a solid line. Only of lines between two points.
+        dash: Option<Dash>,
     },
     /// A mark at a point.
     Mark {
@@ -95,6 +97,17 @@ pub enum Shape {
         /// Its colour.
         colour: Colour,
     },
+}
+
+/// A pattern of dashes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dash {
+    /// Length of a dash.
+    pub on: f64,
+    /// Length of a gap.
+    pub off: f64,
+    /// How far into the pattern a line begins.
+    pub phase: f64,
 }
 
 /// The form of a mark. Forms differ, so that colours need not be told apart.
@@ -129,7 +142,7 @@ pub enum Anchor {
 pub fn text_width(text: &str, size: f64) -> f64 {
     register();
     // Measured large, because plotters rounds to whole pixels.
-    let font = (FAMILY, 100.0 * LINE_HEIGHT).into_font();
+    let font = (FAMILY, 100.0 * BITMAP_SIZE).into_font();
     let ((left, _), (right, _)) = font.layout_box(text).expect("the font is registered");
     f64::from(right - left) * size / 100.0
 }
@@ -205,7 +218,7 @@ impl Drawing {
         {
             let area = SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area();
             // plotters puts a centred text's baseline half an x-height below its point, 0.27 em in common fonts.
-            self.paint(&area, SCALE, VPos::Center, -0.27)?;
+            self.paint(&area, SCALE, SVG_SIZE, VPos::Center, -0.27)?;
         }
         // plotters' coordinates are whole numbers: draw at double size for exactness, show at the size meant.
         let header = format!("<svg width=\"{width}\" height=\"{height}\"");
@@ -227,8 +240,14 @@ impl Drawing {
         let mut fine = vec![0; 3 * wide * high];
         {
             let area = BitMapBackend::with_buffer(&mut fine, (wide as u32, high as u32)).into_drawing_area();
-            // plotters puts the baseline half a line height below the upper edge of a text.
-            self.paint(&area, SCALE * OVERSAMPLE as f64, VPos::Top, -0.5 * LINE_HEIGHT)?;
+            // plotters puts the baseline half of its size below the upper edge of a text.
+            self.paint(
+                &area,
+                SCALE * OVERSAMPLE as f64,
+                BITMAP_SIZE,
+                VPos::Top,
+                -0.5 * BITMAP_SIZE,
+            )?;
         }
         let pixels = average(&fine, wide, OVERSAMPLE);
 
@@ -258,12 +277,13 @@ impl Drawing {
         }
     }
 
-    /// Draws the shapes. `anchor` and `shift` (in em) say where the back end's texts must be put so that their
-    /// baselines are where the shapes want them.
+    /// Draws the shapes. `em` is the back end's size of a font of 1 em; `anchor` and `shift` (in em) say where its
+    /// texts must be put so that their baselines are where the shapes want them.
     fn paint<DB: DrawingBackend>(
         &self,
         area: &plotters::drawing::DrawingArea<DB, plotters::coord::Shift>,
         scale: f64,
+        em: f64,
         anchor: VPos,
         shift: f64,
     ) -> Result<(), ReportError> {
@@ -325,10 +345,9 @@ impl Drawing {
                         Anchor::Middle => HPos::Center,
                         Anchor::End => HPos::Right,
                     };
-                    let font = (FAMILY, size * LINE_HEIGHT * scale, FontStyle::Normal).into_font();
-                    let style = TextStyle::from(font)
-                        .color(&rgb(*colour))
-                        .pos(Pos::new(side, anchor));
+                    let font = (FAMILY, size * em * scale, FontStyle::Normal).into_font();
+                    let colour = rgb(*colour);
+                    let style = TextStyle::from(font).color(&colour).pos(Pos::new(side, anchor));
                     let at = place((at.0, at.1 + shift * size));
                     area.draw(&TextElement::new(text.as_str(), at, style))
                         .map_err(failure)?;
@@ -386,16 +405,19 @@ fn outline(form: Mark, (x, y): Point, r: f64) -> Option<Vec<Point>> {
 }
 
 /// A line as the pieces of it that are drawn.
-fn dashes(points: &[Point], dash: Option<(f64, f64)>) -> Vec<Vec<Point>> {
-    let (Some((on, off)), &[a, b]) = (dash, points) else {
+fn dashes(points: &[Point], dash: Option<Dash>) -> Vec<Vec<Point>> {
+    let (Some(dash), &[a, b]) = (dash, points) else {
         return vec![points.to_vec()];
     };
     let length = (b.0 - a.0).hypot(b.1 - a.1);
     let along = |t: f64| (a.0 + (b.0 - a.0) * t / length, a.1 + (b.1 - a.1) * t / length);
-    let count = (length / (on + off)).ceil() as usize;
+    let period = dash.on + dash.off;
+    let count = ((length + dash.phase) / period).ceil() as usize;
     (0..count)
-        .map(|i| i as f64 * (on + off))
-        .map(|start| vec![along(start), along((start + on).min(length))])
+        .map(|i| i as f64 * period - dash.phase)
+        .map(|start| (start.max(0.0), (start + dash.on).min(length)))
+        .filter(|(start, end)| start < end)
+        .map(|(start, end)| vec![along(start), along(end)])
         .collect()
 }
 
@@ -428,7 +450,7 @@ mod tests {
         Shape::Text {
             at,
             text: "perplexity".into(),
-            size: 20.0,
+            size: 16.0,
             anchor,
             colour: Colour::INK,
         }
@@ -469,7 +491,7 @@ mod tests {
                 let area =
                     BitMapBackend::with_buffer(&mut pixels, (wide as u32, high as u32)).into_drawing_area();
                 drawing(vec![shape])
-                    .paint(&area, scale, VPos::Top, -0.5 * LINE_HEIGHT)
+                    .paint(&area, scale, BITMAP_SIZE, VPos::Top, -0.5 * BITMAP_SIZE)
                     .unwrap();
             }
             let dark: Vec<(f64, f64)> = (0..wide * high)
@@ -497,8 +519,27 @@ mod tests {
 
     #[test]
     fn dashes_cover_a_line_from_end_to_end_without_leaving_it() {
-        let pieces = dashes(&[(0.0, 0.0), (0.0, 10.0)], Some((4.0, 2.0)));
-        assert_eq!(pieces, [[(0.0, 0.0), (0.0, 4.0)], [(0.0, 6.0), (0.0, 10.0)]]);
+        let line = [(0.0, 0.0), (0.0, 10.0)];
+        let pieces = |phase| {
+            dashes(
+                &line,
+                Some(Dash {
+                    on: 4.0,
+                    off: 2.0,
+                    phase,
+                }),
+            )
+        };
+        assert_eq!(pieces(0.0), [[(0.0, 0.0), (0.0, 4.0)], [(0.0, 6.0), (0.0, 10.0)]]);
+        assert_eq!(
+            pieces(3.0),
+            [
+                [(0.0, 0.0), (0.0, 1.0)],
+                [(0.0, 3.0), (0.0, 7.0)],
+                [(0.0, 9.0), (0.0, 10.0)]
+            ]
+        );
+        assert_eq!(dashes(&line, None), [line]);
     }
 
     #[test]

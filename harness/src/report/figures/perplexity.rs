@@ -5,33 +5,20 @@
 //! not columns because their names are long and the reader should not turn the head.
 //!
 //! # Equation
-//! interval = ppl · exp(±1.96 · stderr / ppl): the interval of the mean loss, which is what is nearly normal.
+//! interval = ppl · exp(±1.96 · stderr / ppl): the interval of the mean loss, which is what is nearly normal. One that
+//! its mark would hide is not drawn.
 
 use super::{Figure, file_stem};
 use crate::record::Contents;
 use crate::report::ReportError;
 use crate::report::drawing::axis::LogAxis;
-use crate::report::drawing::{Anchor, Colour, Drawing, Mark, Point, Shape, elide, palette, text_width};
+use crate::report::drawing::{Anchor, Colour, Dash, Drawing, Mark, Point, Shape, elide, palette, text_width};
 use crate::report::metric;
 use crate::report::pivot::{distinct, is_final, row_key, row_keys};
 use crate::report::rows::{self, ORIGINAL, Outcome, Row};
 
 /// See the module.
 pub struct Perplexity;
-
-/// Two-sided 95 % quantile of the normal distribution.
-const Z95: f64 = 1.96;
-
-const WIDTH: f64 = 800.0;
-const MARGIN: f64 = 16.0;
-const TITLE: f64 = 15.0;
-const TEXT: f64 = 12.0;
-/// Vertical room of one model within a row, and the air that a row has besides.
-const LANE: f64 = 11.0;
-const ROW_AIR: f64 = 15.0;
-/// Largest share of the width that names of recipes may take.
-const NAMES: f64 = 0.36;
-const RADIUS: f64 = 4.0;
 
 impl Figure for Perplexity {
     fn name(&self) -> &'static str {
@@ -45,12 +32,8 @@ impl Figure for Perplexity {
     fn draw(&self, contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
         let rows = rows::rows(contents);
         let drawings = metrics(contents).into_iter().map(|metric| {
-            let rows: Vec<Row<'_>> = rows
-                .iter()
-                .filter(|row| row.metric == metric && is_final(row))
-                .copied()
-                .collect();
-            draw(metric, &rows)
+            let rows = rows.iter().filter(|row| row.metric == metric && is_final(row));
+            Chart::of(rows.copied().collect()).draw(metric)
         });
         Ok(drawings.collect())
     }
@@ -64,7 +47,376 @@ fn metrics(contents: &Contents) -> Vec<&str> {
         .collect()
 }
 
-/// A row's value and the ends of its interval, where it can stand on a logarithmic axis.
+/// Two-sided 95 % quantile of the normal distribution.
+const Z95: f64 = 1.96;
+
+// Lengths in points.
+const WIDTH: f64 = 800.0;
+const MARGIN: f64 = 16.0;
+const TITLE: f64 = 15.0;
+const TEXT: f64 = 12.0;
+/// From the middle of a line of text down to its baseline: half of the height of a capital.
+const DROP: f64 = 0.36 * TEXT;
+/// Vertical room of one model within a band, and the air that a band has besides.
+const LANE: f64 = 11.0;
+const AIR: f64 = 15.0;
+/// Most room that the names of bands may take.
+const NAMES: f64 = 0.36 * WIDTH;
+const RADIUS: f64 = 4.0;
+const STROKE: f64 = 1.5;
+const DASH: Dash = Dash {
+    on: 5.0,
+    off: 3.0,
+    phase: 0.0,
+};
+
+/// What is shown, and where.
+struct Chart<'a> {
+    rows: Vec<Row<'a>>,
+    models: Vec<&'a str>,
+    /// One below the other: recipe and calibration.
+    bands: Vec<(&'a str, Option<&'a str>)>,
+    /// Whether some interval is longer than its mark.
+    bars: bool,
+    shapes: Vec<Shape>,
+}
+
+/// Where the plot itself stands.
+struct Plot {
+    left: f64,
+    right: f64,
+    /// Middle and end of the strip to the right of the plot where failed cells stand, if there are any.
+    strip: Option<(f64, f64)>,
+    top: f64,
+    band: f64,
+    bottom: f64,
+    axis: LogAxis,
+}
+
+impl<'a> Chart<'a> {
+    fn of(rows: Vec<Row<'a>>) -> Self {
+        let models = distinct(rows.iter().map(|row| row.cell.model.as_str()));
+        let mut bands = distinct(row_keys(&rows).into_iter().map(|key| (key.0, key.1)));
+        // The original is a line across all bands; alone, it is a band.
+        if bands.iter().any(|band| band.0 != ORIGINAL) {
+            bands.retain(|band| band.0 != ORIGINAL);
+        }
+        let mut chart = Chart {
+            rows,
+            models,
+            bands,
+            bars: false,
+            shapes: Vec::new(),
+        };
+        // How long an interval is does not depend on how far down the plot begins.
+        let axis = chart.place(0.0).axis;
+        chart.bars = chart
+            .rows
+            .iter()
+            .filter_map(interval)
+            .any(|interval| is_visible(interval, &axis));
+        chart
+    }
+
+    fn draw(mut self, metric: &str) -> Drawing {
+        self.text(
+            (MARGIN, MARGIN + TITLE),
+            "Perplexity by recipe",
+            TITLE,
+            Anchor::Start,
+            Colour::INK,
+        );
+        let legend_end = self.legend(MARGIN + TITLE + 10.0);
+        let plot = self.place(legend_end + 8.0);
+        self.grid(&plot);
+        self.originals(&plot);
+        self.marks(&plot);
+        let end = self.name_axis(metric, &plot);
+        Drawing {
+            stem: file_stem(metric),
+            caption: self.caption(metric),
+            width: WIDTH,
+            height: (end + MARGIN).ceil(),
+            shapes: self.shapes,
+        }
+    }
+
+    fn has_lines(&self) -> bool {
+        self.bands.iter().all(|band| band.0 != ORIGINAL)
+    }
+
+    fn has_failures(&self) -> bool {
+        self.rows.iter().any(is_failed)
+    }
+
+    /// Lays the legend out in lines from `y` down and returns where the last one ends.
+    fn legend(&mut self, mut y: f64) -> f64 {
+        const SAMPLE: f64 = 24.0;
+        const GAP: f64 = 20.0;
+        const LINE: f64 = 18.0;
+        enum Sample {
+            Mark(Mark),
+            Dashes,
+            Bar,
+        }
+        let models = self.models.iter().enumerate().map(|(i, model)| {
+            let (colour, form) = palette::series(i);
+            (Sample::Mark(form), colour, *model)
+        });
+        let mut entries: Vec<(Sample, Colour, &str)> = models.collect();
+        if self.has_lines() {
+            entries.push((Sample::Dashes, Colour::GREY, "original"));
+        }
+        if self.bars {
+            entries.push((Sample::Bar, Colour::GREY, "95 % interval"));
+        }
+        let mut x = MARGIN;
+        for (sample, colour, name) in entries {
+            let name = elide(name, TEXT, WIDTH - 2.0 * MARGIN - SAMPLE);
+            let width = SAMPLE + text_width(&name, TEXT);
+            if x > MARGIN && x + width > WIDTH - MARGIN {
+                x = MARGIN;
+                y += LINE;
+            }
+            let middle = y + LINE / 2.0;
+            match sample {
+                Sample::Mark(form) => self.mark((x + 9.0, middle), form, colour),
+                Sample::Dashes => self.line((x, middle), (x + 18.0, middle), colour, STROKE, Some(DASH)),
+                Sample::Bar => self.bar(x, x + 18.0, middle, colour),
+            }
+            self.text(
+                (x + SAMPLE, middle + DROP),
+                &name,
+                TEXT,
+                Anchor::Start,
+                Colour::INK,
+            );
+            x += width + GAP;
+        }
+        y + LINE
+    }
+
+    /// Where the plot stands if it begins at `top`, so that all names fit beside it.
+    fn place(&self, top: f64) -> Plot {
+        let names = self
+            .names()
+            .iter()
+            .map(|name| text_width(name, TEXT))
+            .fold(0.0, f64::max);
+        let left = MARGIN + names + 10.0;
+        let strip = self.has_failures().then(|| text_width("failed", TEXT) + 12.0);
+        let end = WIDTH - MARGIN;
+        // Without a strip, half a number at the end of the axis needs room.
+        let right = end - strip.map_or(8.0, |strip| strip + 8.0);
+        let values = self
+            .rows
+            .iter()
+            .filter_map(interval)
+            .flat_map(|(low, _, high)| [low, high]);
+        let band = LANE * self.models.len() as f64 + AIR;
+        Plot {
+            left,
+            right,
+            strip: strip.map(|strip| (end - strip / 2.0, end)),
+            top,
+            band,
+            bottom: top + band * self.bands.len() as f64,
+            axis: LogAxis::around(values, left, right),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let by_calibration = distinct(self.bands.iter().filter_map(|band| band.1)).len() > 1;
+        let name = |(recipe, calibration): &(&str, Option<&str>)| match calibration {
+            Some(calibration) if by_calibration => format!("{recipe} · {calibration}"),
+            _ => (*recipe).to_owned(),
+        };
+        self.bands
+            .iter()
+            .map(|band| elide(&name(band), TEXT, NAMES))
+            .collect()
+    }
+
+    /// Bands with their names, grid lines with their numbers.
+    fn grid(&mut self, plot: &Plot) {
+        let below = plot.bottom + 8.0 + TEXT;
+        for i in (0..self.bands.len()).step_by(2) {
+            let (from, to) = (
+                plot.top + plot.band * i as f64,
+                plot.top + plot.band * (i + 1) as f64,
+            );
+            let colour = Colour::BAND;
+            self.shapes.push(Shape::Fill {
+                from: (plot.left, from),
+                to: (plot.right, to),
+                colour,
+            });
+            if let Some((_, end)) = plot.strip {
+                self.shapes.push(Shape::Fill {
+                    from: (plot.right + 8.0, from),
+                    to: (end, to),
+                    colour,
+                });
+            }
+        }
+        for tick in plot.axis.ticks(TEXT) {
+            let x = tick.position;
+            match tick.label {
+                Some(label) => {
+                    self.line((x, plot.top), (x, plot.bottom + 5.0), Colour::GRID, 1.0, None);
+                    self.text((x, below), &label, TEXT, Anchor::Middle, Colour::INK);
+                }
+                None => self.line((x, plot.top), (x, plot.bottom), Colour::MINOR_GRID, 1.0, None),
+            }
+        }
+        self.line(
+            (plot.left, plot.bottom),
+            (plot.right, plot.bottom),
+            Colour::GREY,
+            1.0,
+            None,
+        );
+        if let Some((middle, _)) = plot.strip {
+            self.text((middle, below), "failed", TEXT, Anchor::Middle, Colour::INK);
+        }
+        for (i, name) in self.names().iter().enumerate() {
+            let middle = plot.top + plot.band * (i as f64 + 0.5);
+            self.text(
+                (plot.left - 10.0, middle + DROP),
+                name,
+                TEXT,
+                Anchor::End,
+                Colour::INK,
+            );
+        }
+    }
+
+    /// A dashed line for each model's original.
+    fn originals(&mut self, plot: &Plot) {
+        if !self.has_lines() {
+            return;
+        }
+        for (i, model) in self.models.clone().into_iter().enumerate() {
+            let original = self
+                .rows
+                .iter()
+                .find(|row| row.cell.model == model && row.cell.recipe == ORIGINAL);
+            if let Some((_, value, _)) = original.and_then(interval) {
+                let x = plot.axis.place(value);
+                // Phases differ, so that lines of equal originals show all their colours.
+                let phase = (DASH.on + DASH.off) * i as f64 / self.models.len() as f64;
+                let dash = Some(Dash { phase, ..DASH });
+                self.line(
+                    (x, plot.top),
+                    (x, plot.bottom),
+                    palette::series(i).0,
+                    STROKE,
+                    dash,
+                );
+            }
+        }
+    }
+
+    /// A mark for each value, with its interval; a cross in the strip for each failure.
+    fn marks(&mut self, plot: &Plot) {
+        for row in self.rows.clone() {
+            let band = self
+                .bands
+                .iter()
+                .position(|band| *band == (row_key(&row).0, row_key(&row).1));
+            let model = self.models.iter().position(|model| *model == row.cell.model);
+            let (Some(band), Some(model)) = (band, model) else {
+                continue;
+            };
+            let y = plot.top + plot.band * band as f64 + AIR / 2.0 + LANE * (model as f64 + 0.5);
+            let (colour, form) = palette::series(model);
+            if let Some((low, value, high)) = interval(&row) {
+                let (x0, x, x1) = (
+                    plot.axis.place(low),
+                    plot.axis.place(value),
+                    plot.axis.place(high),
+                );
+                if x1 - x > RADIUS + 1.0 {
+                    self.bar(x0, x1, y, colour);
+                }
+                self.mark((x, y), form, colour);
+            } else if let Some((middle, _)) = plot.strip.filter(|_| is_failed(&row)) {
+                self.mark((middle, y), Mark::Cross, colour);
+            }
+        }
+    }
+
+    /// Two lines below the numbers: what the axis shows and under which protocol. Returns where they end.
+    fn name_axis(&mut self, metric: &str, plot: &Plot) -> f64 {
+        let (first, second) = (plot.bottom + 28.0 + TEXT, plot.bottom + 33.0 + 2.0 * TEXT);
+        let middle = (plot.left + plot.right) / 2.0;
+        let name = "perplexity, logarithmic (lower is better)";
+        self.text((middle, first), name, TEXT, Anchor::Middle, Colour::INK);
+        let protocol = elide(metric, TEXT, WIDTH - 2.0 * MARGIN);
+        let half = text_width(&protocol, TEXT) / 2.0;
+        let middle = middle.clamp(MARGIN + half, WIDTH - MARGIN - half);
+        self.text((middle, second), &protocol, TEXT, Anchor::Middle, Colour::GREY);
+        second + 0.24 * TEXT
+    }
+
+    fn caption(&self, metric: &str) -> String {
+        let mut caption = format!(
+            "Perplexity of every recipe and model, protocol {}.",
+            metric::split(metric).1
+        );
+        if self.has_lines() {
+            caption.push_str(" Dashed lines are the originals.");
+        }
+        if self.bars {
+            caption.push_str(
+                " Bars are 95 % intervals of single values, left out where shorter than the mark; a difference on the \
+                 same text is known better.",
+            );
+        }
+        if self.has_failures() {
+            caption.push_str(" Crosses are failed cells.");
+        }
+        caption
+    }
+
+    fn text(&mut self, at: Point, text: &str, size: f64, anchor: Anchor, colour: Colour) {
+        self.shapes.push(Shape::Text {
+            at,
+            text: text.to_owned(),
+            size,
+            anchor,
+            colour,
+        });
+    }
+
+    fn line(&mut self, from: Point, to: Point, colour: Colour, width: f64, dash: Option<Dash>) {
+        self.shapes.push(Shape::Line {
+            points: vec![from, to],
+            colour,
+            width,
+            dash,
+        });
+    }
+
+    fn mark(&mut self, at: Point, form: Mark, colour: Colour) {
+        self.shapes.push(Shape::Mark {
+            at,
+            form,
+            radius: RADIUS,
+            colour,
+        });
+    }
+
+    /// A horizontal bar with short ends.
+    fn bar(&mut self, from: f64, to: f64, y: f64, colour: Colour) {
+        self.line((from, y), (to, y), colour, STROKE, None);
+        for x in [from, to] {
+            self.line((x, y - 2.5), (x, y + 2.5), colour, STROKE, None);
+        }
+    }
+}
+
+/// A row's value between the ends of its interval, where it can stand on a logarithmic axis.
 fn interval(row: &Row<'_>) -> Option<(f64, f64, f64)> {
     let Outcome::Measured(m) = row.outcome else {
         return None;
@@ -72,353 +424,21 @@ fn interval(row: &Row<'_>) -> Option<(f64, f64, f64)> {
     if !(m.value.is_finite() && m.value > 0.0) {
         return None;
     }
-    let factor = m
-        .stderr
-        .filter(|stderr| stderr.is_finite())
-        .map_or(1.0, |stderr| (Z95 * stderr / m.value).exp());
+    let stderr = m.stderr.filter(|stderr| stderr.is_finite());
+    let factor = stderr.map_or(1.0, |stderr| (Z95 * stderr / m.value).exp());
     Some((m.value / factor, m.value, m.value * factor))
 }
 
-fn draw(metric: &str, rows: &[Row<'_>]) -> Drawing {
-    let models = distinct(rows.iter().map(|row| row.cell.model.as_str()));
-    // The original is a line across all rows; alone, it is a row.
-    let mut bands: Vec<(&str, Option<&str>)> = row_keys(rows).into_iter().map(|key| (key.0, key.1)).collect();
-    bands.dedup();
-    if bands.iter().any(|band| band.0 != ORIGINAL) {
-        bands.retain(|band| band.0 != ORIGINAL);
-    }
-    let original_is_a_row = bands.iter().any(|band| band.0 == ORIGINAL);
-    let by_calibration = distinct(bands.iter().filter_map(|band| band.1)).len() > 1;
-    let names: Vec<String> = bands
-        .iter()
-        .map(|(recipe, calibration)| match calibration {
-            Some(calibration) if by_calibration => format!("{recipe} · {calibration}"),
-            _ => (*recipe).to_owned(),
-        })
-        .map(|name| elide(&name, TEXT, NAMES * WIDTH))
-        .collect();
-
-    let bars = rows
-        .iter()
-        .any(|row| interval(row).is_some_and(|(low, _, high)| low < high));
-    let failed = |row: &Row<'_>| {
-        matches!(row.outcome, Outcome::Failed(_)) || (row.value().is_some() && interval(row).is_none())
-    };
-    let any_failed = rows.iter().any(failed);
-
-    // From top to bottom: title, legend, rows, numbers, name of the axis.
-    let mut shapes = Vec::new();
-    let mut y = MARGIN + TITLE;
-    text(
-        &mut shapes,
-        (MARGIN, y),
-        "Perplexity by recipe",
-        TITLE,
-        Anchor::Start,
-        Colour::INK,
-    );
-    y += 10.0;
-    let entries = legend(&models, !original_is_a_row, bars, any_failed);
-    y = draw_legend(&mut shapes, &entries, y);
-
-    let left = MARGIN
-        + names
-            .iter()
-            .map(|name| text_width(name, TEXT))
-            .fold(0.0, f64::max)
-        + 10.0;
-    let strip = if any_failed {
-        text_width("failed", TEXT) + 20.0
-    } else {
-        0.0
-    };
-    let right = WIDTH - MARGIN - 8.0 - strip;
-    let top = y + 8.0;
-    let row_height = LANE * models.len() as f64 + ROW_AIR;
-    let bottom = top + row_height * bands.len() as f64;
-
-    let axis = LogAxis::around(
-        rows.iter()
-            .filter_map(interval)
-            .flat_map(|(low, _, high)| [low, high]),
-        left,
-        right,
-    );
-    for i in (0..bands.len()).step_by(2) {
-        let y = top + row_height * i as f64;
-        let to = (right + strip, y + row_height);
-        shapes.push(Shape::Fill {
-            from: (left, y),
-            to,
-            colour: Colour::BAND,
-        });
-    }
-    for tick in axis.ticks(TEXT) {
-        let colour = if tick.label.is_some() {
-            Colour::GRID
-        } else {
-            Colour::MINOR_GRID
-        };
-        let end = if tick.label.is_some() {
-            bottom + 5.0
-        } else {
-            bottom
-        };
-        line(
-            &mut shapes,
-            (tick.position, top),
-            (tick.position, end),
-            colour,
-            1.0,
-            None,
-        );
-        if let Some(label) = tick.label {
-            text(
-                &mut shapes,
-                (tick.position, bottom + 8.0 + TEXT),
-                &label,
-                TEXT,
-                Anchor::Middle,
-                Colour::INK,
-            );
-        }
-    }
-    line(
-        &mut shapes,
-        (left, bottom),
-        (right, bottom),
-        Colour::GREY,
-        1.0,
-        None,
-    );
-    for (i, name) in names.iter().enumerate() {
-        let middle = top + row_height * (i as f64 + 0.5);
-        text(
-            &mut shapes,
-            (left - 10.0, middle + 0.36 * TEXT),
-            name,
-            TEXT,
-            Anchor::End,
-            Colour::INK,
-        );
-    }
-    let strip_middle = right + strip / 2.0 + 4.0;
-    if any_failed {
-        text(
-            &mut shapes,
-            (strip_middle, bottom + 8.0 + TEXT),
-            "failed",
-            TEXT,
-            Anchor::Middle,
-            Colour::INK,
-        );
-    }
-
-    if !original_is_a_row {
-        for (i, model) in models.iter().enumerate() {
-            let original = rows
-                .iter()
-                .find(|row| row.cell.model == *model && row.cell.recipe == ORIGINAL);
-            if let Some((_, value, _)) = original.and_then(interval) {
-                let (colour, x) = (palette::series(i).0, axis.place(value));
-                // Phases differ, so that lines of equal originals show both colours.
-                let phase = 8.0 * i as f64 / models.len() as f64;
-                line(
-                    &mut shapes,
-                    (x, top - phase),
-                    (x, bottom),
-                    colour,
-                    1.5,
-                    Some((5.0, 3.0)),
-                );
-            }
-        }
-    }
-    for row in rows {
-        let band = bands
-            .iter()
-            .position(|band| *band == (row_key(row).0, row_key(row).1));
-        let model = models.iter().position(|model| *model == row.cell.model);
-        let (Some(band), Some(model)) = (band, model) else {
-            continue;
-        };
-        let y = top + row_height * band as f64 + ROW_AIR / 2.0 + LANE * (model as f64 + 0.5);
-        let (colour, form) = palette::series(model);
-        if let Some((low, value, high)) = interval(row) {
-            if low < high {
-                let (x0, x1) = (axis.place(low), axis.place(high));
-                line(&mut shapes, (x0, y), (x1, y), colour, 1.5, None);
-                for x in [x0, x1] {
-                    line(&mut shapes, (x, y - 2.5), (x, y + 2.5), colour, 1.5, None);
-                }
-            }
-            shapes.push(Shape::Mark {
-                at: (axis.place(value), y),
-                form,
-                radius: RADIUS,
-                colour,
-            });
-        } else if failed(row) {
-            shapes.push(Shape::Mark {
-                at: (strip_middle, y),
-                form: Mark::Cross,
-                radius: RADIUS,
-                colour,
-            });
-        }
-    }
-
-    // Two lines: a protocol's name is long and belongs to the axis.
-    let mut y = bottom + 8.0 + TEXT + 20.0;
-    let middle = (left + right) / 2.0;
-    let name = "perplexity, logarithmic (lower is better)";
-    text(&mut shapes, (middle, y), name, TEXT, Anchor::Middle, Colour::INK);
-    y += TEXT + 5.0;
-    let protocol = elide(metric, TEXT, WIDTH - 2.0 * MARGIN);
-    let half = text_width(&protocol, TEXT) / 2.0;
-    let middle = middle.clamp(MARGIN + half, WIDTH - MARGIN - half);
-    text(
-        &mut shapes,
-        (middle, y),
-        &protocol,
-        TEXT,
-        Anchor::Middle,
-        Colour::GREY,
-    );
-
-    Drawing {
-        stem: file_stem(metric),
-        caption: caption(metric, bars, any_failed, original_is_a_row),
-        width: WIDTH,
-        height: (y + 0.3 * TEXT + MARGIN).ceil(),
-        shapes,
-    }
+/// True where an interval is longer than the mark of its value.
+fn is_visible((_, value, high): (f64, f64, f64), axis: &LogAxis) -> bool {
+    axis.place(high) - axis.place(value) > RADIUS + 1.0
 }
 
-fn caption(metric: &str, bars: bool, failed: bool, original_is_a_row: bool) -> String {
-    let mut caption = format!(
-        "Perplexity of every recipe and model, protocol {}.",
-        metric::split(metric).1
-    );
-    if !original_is_a_row {
-        caption.push_str(" Dashed lines are the originals.");
+/// True for failures, and for values that a logarithmic axis cannot show.
+fn is_failed(row: &Row<'_>) -> bool {
+    match row.outcome {
+        Outcome::Failed(_) => true,
+        Outcome::Measured(_) => interval(row).is_none(),
+        Outcome::Missing => false,
     }
-    if bars {
-        caption.push_str(
-            " Bars are 95 % intervals of the single values; a difference on the same text is known better.",
-        );
-    }
-    if failed {
-        caption.push_str(" Crosses are failed cells.");
-    }
-    caption
-}
-
-/// An entry of the legend: what is drawn, in which colour, and what it means.
-enum Sample {
-    Mark(Mark),
-    Dashes,
-    Bar,
-}
-
-fn legend<'a>(models: &[&'a str], lines: bool, bars: bool, failed: bool) -> Vec<(Sample, Colour, &'a str)> {
-    let mut entries: Vec<(Sample, Colour, &str)> = Vec::new();
-    for (i, model) in models.iter().enumerate() {
-        let (colour, form) = palette::series(i);
-        entries.push((Sample::Mark(form), colour, model));
-    }
-    if lines {
-        entries.push((Sample::Dashes, Colour::GREY, "original"));
-    }
-    if bars {
-        entries.push((Sample::Bar, Colour::GREY, "95 % interval"));
-    }
-    if failed {
-        entries.push((Sample::Mark(Mark::Cross), Colour::GREY, "failed"));
-    }
-    entries
-}
-
-/// Lays the entries out in lines from `y` down and returns where the last one ends.
-fn draw_legend(shapes: &mut Vec<Shape>, entries: &[(Sample, Colour, &str)], mut y: f64) -> f64 {
-    const SAMPLE: f64 = 24.0;
-    const GAP: f64 = 20.0;
-    const LINE: f64 = 18.0;
-    let mut x = MARGIN;
-    for (sample, colour, name) in entries {
-        let name = elide(name, TEXT, WIDTH - 2.0 * MARGIN - SAMPLE);
-        let width = SAMPLE + text_width(&name, TEXT);
-        if x > MARGIN && x + width > WIDTH - MARGIN {
-            x = MARGIN;
-            y += LINE;
-        }
-        let middle = y + LINE / 2.0;
-        match sample {
-            Sample::Mark(form) => {
-                shapes.push(Shape::Mark {
-                    at: (x + 9.0, middle),
-                    form: *form,
-                    radius: RADIUS,
-                    colour: *colour,
-                });
-            }
-            Sample::Dashes => line(
-                shapes,
-                (x, middle),
-                (x + 18.0, middle),
-                *colour,
-                1.5,
-                Some((5.0, 3.0)),
-            ),
-            Sample::Bar => {
-                line(shapes, (x, middle), (x + 18.0, middle), *colour, 1.5, None);
-                for end in [x, x + 18.0] {
-                    line(
-                        shapes,
-                        (end, middle - 2.5),
-                        (end, middle + 2.5),
-                        *colour,
-                        1.5,
-                        None,
-                    );
-                }
-            }
-        }
-        text(
-            shapes,
-            (x + SAMPLE, middle + 0.36 * TEXT),
-            &name,
-            TEXT,
-            Anchor::Start,
-            Colour::INK,
-        );
-        x += width + GAP;
-    }
-    y + LINE
-}
-
-fn text(shapes: &mut Vec<Shape>, at: Point, text: &str, size: f64, anchor: Anchor, colour: Colour) {
-    shapes.push(Shape::Text {
-        at,
-        text: text.to_owned(),
-        size,
-        anchor,
-        colour,
-    });
-}
-
-fn line(
-    shapes: &mut Vec<Shape>,
-    from: Point,
-    to: Point,
-    colour: Colour,
-    width: f64,
-    dash: Option<(f64, f64)>,
-) {
-    shapes.push(Shape::Line {
-        points: vec![from, to],
-        colour,
-        width,
-        dash,
-    });
 }

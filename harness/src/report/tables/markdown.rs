@@ -107,11 +107,11 @@ mod tests {
         let expected = "\
 **Perplexity & co_50%**
 
-| recipe         |             a\\|b |     n |
-|:---------------|-----------------:|------:|
-| original       |     17.54 ± 0.31 | 10220 |
+| recipe        |             a\\|b |     n |
+|:--------------|-----------------:|------:|
+| original      |     17.54 ± 0.31 | 10220 |
 | w8,\"a8\"\\_x\\|y |           123457 |     – |
-| w4             | failed: quantize |     – |
+| w4            | failed: quantize |     – |
 
 - lower is better
 ";
