@@ -62,9 +62,9 @@ pub fn block(contents: &Contents, folder: &str, drawings: &[Drawing]) -> String 
             .iter()
             .map(|table| Markdown.write(table).trim_end().to_owned()),
     );
-    parts.push(format!(
-        "Every measurement with all its digits: [summary.csv](summary.csv), [summary.parquet](summary.parquet)."
-    ));
+    parts.push(
+        "Every measurement with all its digits: [summary.csv](summary.csv), [summary.parquet](summary.parquet).".to_owned(),
+    );
     for drawing in drawings {
         let (stem, caption) = (&drawing.stem, escape(&drawing.caption));
         parts.push(format!(
