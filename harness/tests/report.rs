@@ -160,7 +160,7 @@ fn markdown_has_a_table_for_each_protocol_and_names_every_failure() {
 | w4a8        |            – |               – |                – |                  – |
 
 - lower is better; ± one standard error
-- `w8a8_tensor` of `org/big` failed at quantize: the weights of `down_proj` hold a NaN Cure: Fetch the checkpoint again.
+- `w8a8_tensor` of `org/big` failed at quantize: the weights of `down_proj` hold a NaN. Cure: Fetch the checkpoint again.
 
 **perplexity (gptq/wikitext2-test/2048/bos=every)**
 
@@ -181,7 +181,10 @@ fn markdown_has_a_table_for_each_protocol_and_names_every_failure() {
             .join("\n")
     };
     assert!(squeeze(&written).starts_with(&squeeze(expected)), "{written}");
-    assert!(written.contains("| met "), "{written}");
+    assert!(
+        written.contains("|    4.000 |     -0.100 | met     | a paper |"),
+        "{written}"
+    );
     assert!(written.contains("| missed "), "{written}");
 }
 

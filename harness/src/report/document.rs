@@ -66,9 +66,15 @@ pub fn block(contents: &Contents, folder: &str, drawings: &[Drawing]) -> String 
         "Every measurement with all its digits: [summary.csv](summary.csv), [summary.parquet](summary.parquet).".to_owned(),
     );
     for drawing in drawings {
-        let (stem, caption) = (&drawing.stem, escape(&drawing.caption));
+        let (stem, caption) = (&drawing.stem, &drawing.caption);
+        // Who cannot see the picture hears what it is, and reads the rest of the caption below it as everybody does.
+        let what = caption
+            .split_once(". ")
+            .map_or(caption.as_str(), |(what, _)| what);
         parts.push(format!(
-            "![{caption}]({FIGURES}/{stem}.svg)\n\n{caption} ([PNG]({FIGURES}/{stem}.png))"
+            "![{}]({FIGURES}/{stem}.svg)\n\n{} ([PNG]({FIGURES}/{stem}.png))",
+            escape(what),
+            escape(caption)
         ));
     }
     let notes: Vec<String> = manifest

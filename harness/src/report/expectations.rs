@@ -81,10 +81,18 @@ pub fn table(contents: &Contents) -> Option<Table> {
             Verdict::Missed { measured } => (Some(measured), "missed"),
             Verdict::NotMeasured => (None, "not measured"),
         };
-        let number = |value| Cell::Number {
+        let number = |value, digits| Cell::Number {
             value,
             stderr: None,
-            digits: Digits::Significant(4),
+            digits,
+        };
+        let difference = |measured: f64| {
+            // As many decimals as the measured value has beside it.
+            let shown = number(measured, Digits::Significant(4)).spelled();
+            let decimals = shown
+                .and_then(|(text, _)| Some(text.split_once('.')?.1.len()))
+                .unwrap_or(0);
+            number(measured - expectation.value, Digits::Decimals(decimals))
         };
         table.rows.push(vec![
             Cell::text(&expectation.model),
@@ -92,8 +100,8 @@ pub fn table(contents: &Contents) -> Option<Table> {
             Cell::text(&expectation.metric),
             Cell::exact(expectation.value),
             Cell::exact(expectation.tolerance),
-            measured.map_or(Cell::Missing, number),
-            measured.map_or(Cell::Missing, |measured| number(measured - expectation.value)),
+            measured.map_or(Cell::Missing, |measured| number(measured, Digits::Significant(4))),
+            measured.map_or(Cell::Missing, difference),
             Cell::text(word),
             Cell::text(&expectation.source),
         ]);

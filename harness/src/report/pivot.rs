@@ -77,7 +77,6 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
                 (*model).to_owned()
             };
             columns.push(Column::new(&name, Kind::Number));
-            // An invisible difference would be enough for a data frame; a heading must also tell a reader what it is.
             columns.push(Column::new(&format!("{name} ÷ original"), Kind::Number));
             measured.push((*model, *metric));
         }
@@ -176,12 +175,12 @@ fn failure_note(labels: &[String], failure: &Failure) -> String {
     let cure = if failure.cure.is_empty() {
         String::new()
     } else {
-        format!(" Cure: {}", failure.cure)
+        format!(". Cure: {}", failure.cure)
     };
     format!(
         "{} failed at {}: {}{cure}",
         labels.join(", "),
         failure.stage,
-        failure.message
+        failure.message.trim_end_matches('.')
     )
 }
