@@ -39,7 +39,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn steps() -> Vec<Value> {
-        vec![json!({ "step": "weights", "bits": 8, "granularity": "channel" }), json!({ "step": "activations" })]
+        vec![
+            json!({ "step": "weights", "bits": 8, "granularity": "channel" }),
+            json!({ "step": "activations" }),
+        ]
     }
 
     fn id() -> String {
@@ -68,15 +71,18 @@ mod tests {
             cell_id("w", "t", &steps(), Some("c"), None),
         ];
         assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
-        assert!(ids.iter().all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())));
+        assert!(
+            ids.iter()
+                .all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+        );
     }
 
     #[test]
     fn it_is_stable_across_versions() {
-        // Made with blake3's own command line: `b3sum --derive-key "quantscope cell v1"` over the text below.
-        let text = r#"{"calibration":"c","seed":7,"steps":[{"bits":8,"granularity":"channel","step":"weights"},{"step":"activations"}],"tokenizer":"t","weights":"w"}"#;
-        assert_eq!(id(), blake3::Hash::from(blake3::derive_key("quantscope cell v1", text.as_bytes())).to_hex()[..32]);
-        assert_eq!(id(), "GOLDEN");
+        // By Python's blake3 package, context "quantscope cell v1", over the text
+        // {"calibration":"c","seed":7,"steps":[{"bits":8,"granularity":"channel","step":"weights"},
+        // {"step":"activations"}],"tokenizer":"t","weights":"w"} without the line break.
+        assert_eq!(id(), "60aecaac8ce81a1d751a1a2af9ab6f3f");
     }
 
     fn json_value() -> impl Strategy<Value = Value> {
@@ -84,7 +90,9 @@ mod tests {
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
-            any::<f64>().prop_filter("finite", |x| x.is_finite()).prop_map(Value::from),
+            any::<f64>()
+                .prop_filter("finite", |x| x.is_finite())
+                .prop_map(Value::from),
             any::<String>().prop_map(Value::from),
         ];
         leaf.prop_recursive(3, 24, 4, |inner| {
@@ -98,9 +106,12 @@ mod tests {
 
     fn reversed_keys(value: &Value) -> Value {
         match value {
-            Value::Object(map) => {
-                Value::Object(map.iter().rev().map(|(k, v)| (k.clone(), reversed_keys(v))).collect())
-            }
+            Value::Object(map) => Value::Object(
+                map.iter()
+                    .rev()
+                    .map(|(k, v)| (k.clone(), reversed_keys(v)))
+                    .collect(),
+            ),
             Value::Array(items) => items.iter().map(reversed_keys).collect(),
             other => other.clone(),
         }

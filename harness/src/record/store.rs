@@ -52,14 +52,24 @@ impl Store {
 
     /// [`Store::open`] with other file operations: for tests that let them fail.
     pub fn open_with(dir: &Path, files: Arc<dyn Files>) -> Result<Store, StoreError> {
-        let store = Store { dir: dir.into(), files, read_only: false };
+        let store = Store {
+            dir: dir.into(),
+            files,
+            read_only: false,
+        };
         store.ensure_dir(dir)?;
         let marker = dir.join("store.json");
         // Also where the marker exists: a folder that cannot be written is refused now and not after hours of work.
         let stage = Stage::new(&store)?;
         match store.read_marker()? {
             Some(_) => Ok(()),
-            None => store.place_new(&stage, &format::encode(&Marker { schema: SCHEMA }, &marker)?, &marker).map(drop),
+            None => store
+                .place_new(
+                    &stage,
+                    &format::encode(&Marker { schema: SCHEMA }, &marker)?,
+                    &marker,
+                )
+                .map(drop),
         }?;
         drop(stage);
         Ok(store)
@@ -70,10 +80,16 @@ impl Store {
         match fs::metadata(dir) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return Err(StoreError::InTheWay { path: dir.into() }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path: dir.into() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::Missing { path: dir.into() });
+            }
             Err(e) => return Err(StoreError::io("read", dir, e)),
         }
-        let store = Store { dir: dir.into(), files: Arc::new(Disk), read_only: true };
+        let store = Store {
+            dir: dir.into(),
+            files: Arc::new(Disk),
+            read_only: true,
+        };
         store.read_marker()?;
         Ok(store)
     }
@@ -110,7 +126,9 @@ impl Store {
         } else {
             self.write_synced(&stage.path().join("cell.json"), &bytes)?;
             let measurements = stage.path().join("measurements");
-            self.files.create_dir(&measurements).map_err(|e| StoreError::io("create", &measurements, e))?;
+            self.files
+                .create_dir(&measurements)
+                .map_err(|e| StoreError::io("create", &measurements, e))?;
             self.sync(stage.path())?;
             match self.files.rename(stage.path(), &folder) {
                 Ok(()) => return self.sync(&cells),
@@ -127,10 +145,17 @@ impl Store {
     /// The cell must have been published. A value or a standard error that is not finite is refused with
     /// [`StoreError::NotFinite`]: it is a failure, not a measurement. On an existing measurement, as
     /// [`Store::publish_cell`].
-    pub fn publish_measurement(&self, measured: MeasurementResult, execution: Execution) -> Result<(), StoreError> {
+    pub fn publish_measurement(
+        &self,
+        measured: MeasurementResult,
+        execution: Execution,
+    ) -> Result<(), StoreError> {
         self.writable()?;
         let path = self.measurement_path(&measured.cell, &measured.metric, measured.version)?;
-        for (what, number) in [("value", Some(measured.value)), ("standard error", measured.stderr)] {
+        for (what, number) in [
+            ("value", Some(measured.value)),
+            ("standard error", measured.stderr),
+        ] {
             if let Some(number) = number.filter(|n| !n.is_finite()) {
                 let what = format!("the {what} of `{}` is {number}", measured.metric);
                 return Err(StoreError::NotFinite { what, path });
@@ -151,17 +176,24 @@ impl Store {
                 return Ok(());
             }
         }
-        let stored = self.measurement(&cell, &metric, version)?.ok_or_else(|| vanished(&path))?;
+        let stored = self
+            .measurement(&cell, &metric, version)?
+            .ok_or_else(|| vanished(&path))?;
         same_result(&path, stored.result_hash, envelope.result_hash)
     }
 
     /// A cell, where it has been published.
     pub fn cell(&self, id: &str) -> Result<Option<Envelope<CellResult>>, StoreError> {
         let path = self.cell_dir(id)?.join("cell.json");
-        let Some(bytes) = read(&path)? else { return Ok(None) };
+        let Some(bytes) = read(&path)? else {
+            return Ok(None);
+        };
         let envelope: Envelope<CellResult> = format::unseal(&bytes, &path)?;
         if envelope.result.id != id {
-            return Err(format::corrupt(&path, format!("it is the cell {}", envelope.result.id)));
+            return Err(format::corrupt(
+                &path,
+                format!("it is the cell {}", envelope.result.id),
+            ));
         }
         Ok(Some(envelope))
     }
@@ -179,7 +211,10 @@ impl Store {
     /// Records a failure in place of an earlier one of the same cell or measurement. Its `schema` is set here.
     pub fn record_failure(&self, failure: Failure) -> Result<(), StoreError> {
         self.writable()?;
-        let failure = Failure { schema: SCHEMA, ..failure };
+        let failure = Failure {
+            schema: SCHEMA,
+            ..failure
+        };
         let path = self.failure_path(&failure.cell, failure.metric.as_deref())?;
         let bytes = format::encode(&failure, &path)?;
         self.ensure_dir(&self.dir.join("failures"))?;
@@ -203,27 +238,37 @@ impl Store {
     /// The last failure of a cell (`metric` is `None`) or of one of its measurements.
     pub fn failure(&self, cell: &str, metric: Option<&str>) -> Result<Option<Failure>, StoreError> {
         let path = self.failure_path(cell, metric)?;
-        read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
+        read(&path)?
+            .map(|bytes| format::decode(&bytes, &path))
+            .transpose()
     }
 
     /// Replaces the manifest. Its `schema` is set here.
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
         self.writable()?;
         let path = self.dir.join("manifest.json");
-        let manifest = Manifest { schema: SCHEMA, ..manifest.clone() };
+        let manifest = Manifest {
+            schema: SCHEMA,
+            ..manifest.clone()
+        };
         self.replace(&format::encode(&manifest, &path)?, &path)
     }
 
     /// The manifest, once there is one.
     pub fn read_manifest(&self) -> Result<Option<Manifest>, StoreError> {
         let path = self.dir.join("manifest.json");
-        read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
+        read(&path)?
+            .map(|bytes| format::decode(&bytes, &path))
+            .transpose()
     }
 
     /// Everything published, sorted; an empty manifest where there is none. Fails on the first file that cannot be
     /// trusted.
     pub fn contents(&self) -> Result<Contents, StoreError> {
-        let mut contents = Contents { manifest: self.read_manifest()?.unwrap_or_default(), ..Contents::default() };
+        let mut contents = Contents {
+            manifest: self.read_manifest()?.unwrap_or_default(),
+            ..Contents::default()
+        };
         for folder in entries(&self.dir.join("cells"))? {
             // A folder whose `cell.json` was deleted waits for the next run, with the measurements in it.
             let id = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -242,7 +287,9 @@ impl Store {
             (&m.result.cell, &m.result.metric, m.result.version)
         }
         contents.measurements.sort_by(|a, b| key(a).cmp(&key(b)));
-        contents.failures.sort_by(|a, b| (&a.cell, &a.metric).cmp(&(&b.cell, &b.metric)));
+        contents
+            .failures
+            .sort_by(|a, b| (&a.cell, &a.metric).cmp(&(&b.cell, &b.metric)));
         Ok(contents)
     }
 
@@ -267,16 +314,27 @@ impl Store {
     }
 
     fn failure_path(&self, cell: &str, metric: Option<&str>) -> Result<PathBuf, StoreError> {
-        Ok(self.dir.join("failures").join(format!("{}.json", unit_name(cell, metric)?)))
+        Ok(self
+            .dir
+            .join("failures")
+            .join(format!("{}.json", unit_name(cell, metric)?)))
     }
 
     fn read_marker(&self) -> Result<Option<Marker>, StoreError> {
         let path = self.dir.join("store.json");
-        read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
+        read(&path)?
+            .map(|bytes| format::decode(&bytes, &path))
+            .transpose()
     }
 
     fn writable(&self) -> Result<(), StoreError> {
-        if self.read_only { Err(StoreError::ReadOnly { path: self.dir.clone() }) } else { Ok(()) }
+        if self.read_only {
+            Err(StoreError::ReadOnly {
+                path: self.dir.clone(),
+            })
+        } else {
+            Ok(())
+        }
     }
 
     /// Creates a folder and those above it, where they are missing.
@@ -290,18 +348,24 @@ impl Store {
         }
         match self.files.create_dir(path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(StoreError::InTheWay { path: path.into() }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Err(StoreError::InTheWay { path: path.into() })
+            }
             Err(e) => Err(StoreError::io("create", path, e)),
             Ok(()) => self.sync(parent.unwrap_or(Path::new("."))),
         }
     }
 
     fn sync(&self, path: &Path) -> Result<(), StoreError> {
-        self.files.sync(path).map_err(|e| StoreError::io("write", path, e))
+        self.files
+            .sync(path)
+            .map_err(|e| StoreError::io("write", path, e))
     }
 
     fn write_synced(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        self.files.write(path, bytes).map_err(|e| StoreError::io("write", path, e))?;
+        self.files
+            .write(path, bytes)
+            .map_err(|e| StoreError::io("write", path, e))?;
         self.sync(path)
     }
 
@@ -321,7 +385,9 @@ impl Store {
         let stage = Stage::new(self)?;
         let draft = stage.path().join("draft.json");
         self.write_synced(&draft, bytes)?;
-        self.files.rename(&draft, target).map_err(|e| StoreError::io("write", target, e))?;
+        self.files
+            .rename(&draft, target)
+            .map_err(|e| StoreError::io("write", target, e))?;
         self.sync(target.parent().unwrap_or(&self.dir))
     }
 }
@@ -345,7 +411,15 @@ fn checked_id(id: &str) -> Result<&str, StoreError> {
 }
 
 fn same_result(path: &Path, stored: String, computed: String) -> Result<(), StoreError> {
-    if stored == computed { Ok(()) } else { Err(StoreError::Conflict { path: path.into(), stored, computed }) }
+    if stored == computed {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict {
+            path: path.into(),
+            stored,
+            computed,
+        })
+    }
 }
 
 /// For a file that stood in the way a moment ago.
@@ -372,7 +446,10 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
         Ok(entries) => {
             for entry in entries {
                 let path = entry.map_err(failed)?.path();
-                if !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
+                if !path
+                    .file_name()
+                    .is_some_and(|n| n.to_string_lossy().starts_with('.'))
+                {
                     paths.push(path);
                 }
             }

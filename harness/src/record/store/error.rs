@@ -80,9 +80,17 @@ impl StoreError {
         match source.kind() {
             io::ErrorKind::NotADirectory => match path.ancestors().find(|p| p.is_file()) {
                 Some(file) => StoreError::InTheWay { path: file.into() },
-                None => StoreError::Io { action, path: path.into(), source },
+                None => StoreError::Io {
+                    action,
+                    path: path.into(),
+                    source,
+                },
             },
-            _ => StoreError::Io { action, path: path.into(), source },
+            _ => StoreError::Io {
+                action,
+                path: path.into(),
+                source,
+            },
         }
     }
 
@@ -103,14 +111,22 @@ impl StoreError {
                 format!("`{}` is a file where the store needs a folder", path.display())
             }
             StoreError::Missing { path } => format!("there are no results at `{}`", path.display()),
-            StoreError::Newer { path, found, supported } => format!(
+            StoreError::Newer {
+                path,
+                found,
+                supported,
+            } => format!(
                 "`{}` was written by a newer version of this program (schema {found}; this one reads up to {supported})",
                 path.display()
             ),
             StoreError::Corrupt { path, reason } => {
                 format!("`{}` cannot be trusted: {reason}", path.display())
             }
-            StoreError::Conflict { path, stored, computed } => format!(
+            StoreError::Conflict {
+                path,
+                stored,
+                computed,
+            } => format!(
                 "`{}` holds another result for the same id: stored {stored}, computed now {computed}",
                 path.display()
             ),
@@ -118,7 +134,10 @@ impl StoreError {
                 format!("{what}, which the record `{}` cannot hold", path.display())
             }
             StoreError::NoSuchCell { path } => {
-                format!("a measurement was to be written before its cell `{}`", path.display())
+                format!(
+                    "a measurement was to be written before its cell `{}`",
+                    path.display()
+                )
             }
             StoreError::BadId { id } => format!("`{id}` cannot be the id of a cell"),
             StoreError::ReadOnly { path } => {
@@ -148,7 +167,9 @@ impl StoreError {
                 "One of the two was computed on another device or with other code. Delete the stored file and run \
                  again to replace it, or leave it to keep it."
             }
-            StoreError::NotFinite { .. } => "Record it as a failure of the measurement, with the stage that made it.",
+            StoreError::NotFinite { .. } => {
+                "Record it as a failure of the measurement, with the stage that made it."
+            }
             StoreError::NoSuchCell { .. } => "Publish the cell first.",
             StoreError::BadId { .. } => "Use letters, digits, `-` and `_`, at most 64 of them.",
             StoreError::ReadOnly { .. } => "Open it for writing.",

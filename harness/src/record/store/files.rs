@@ -52,7 +52,9 @@ impl Files for Disk {
         // cut may lose the newest entry, which the next run computes again.
         #[cfg(unix)]
         match File::open(path)?.sync_all() {
-            Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => return Err(e),
+            Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                return Err(e);
+            }
             _ => {}
         }
         Ok(())

@@ -38,8 +38,20 @@ impl<'a> Stage<'a> {
                 // A sweep came between the creation and the lock and is removing it.
                 Lock::Held => continue,
                 Lock::Taken(_) if !path.is_dir() => continue,
-                Lock::Taken(file) => return Ok(Stage { store, path, _lock: Some(file) }),
-                Lock::Unknown => return Ok(Stage { store, path, _lock: None }),
+                Lock::Taken(file) => {
+                    return Ok(Stage {
+                        store,
+                        path,
+                        _lock: Some(file),
+                    });
+                }
+                Lock::Unknown => {
+                    return Ok(Stage {
+                        store,
+                        path,
+                        _lock: None,
+                    });
+                }
             }
         }
     }
@@ -67,7 +79,9 @@ impl Store {
         self.writable()?;
         let mut removed = 0;
         for entry in super::entries(&self.dir.join("tmp"))? {
-            let ours = entry.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("{}-", host_name())));
+            let ours = entry
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with(&format!("{}-", host_name())));
             let old = age(&entry).is_some_and(|age| age > STALE_AFTER);
             let (dead, _lock) = match lock(&entry) {
                 Lock::Held => (false, None),
@@ -113,7 +127,9 @@ fn lock(path: &Path) -> Lock {
 }
 
 fn age(path: &Path) -> Option<Duration> {
-    SystemTime::now().duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
+    SystemTime::now()
+        .duration_since(fs::metadata(path).ok()?.modified().ok()?)
+        .ok()
 }
 
 #[cfg(test)]
@@ -134,7 +150,10 @@ mod tests {
         let dead = leftover(&format!("{}-{}-0-dead", host_name(), std::process::id()));
         let far = leftover("a-host-that-is-not-this-one-1-0");
         let far_and_old = leftover("a-host-that-is-not-this-one-1-1");
-        File::open(&far_and_old).unwrap().set_modified(SystemTime::now() - 2 * STALE_AFTER).unwrap();
+        File::open(&far_and_old)
+            .unwrap()
+            .set_modified(SystemTime::now() - 2 * STALE_AFTER)
+            .unwrap();
 
         assert_eq!(store.sweep_tmp().unwrap(), 2);
         assert!(living.path().exists() && far.exists());
