@@ -13,7 +13,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::grid::{Convention, Granularity};
+use crate::quantize::fake_quant::ActivationRule;
+use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::{GroupInFlight, Method, StepError, acts_at};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,22 @@ pub struct Activations {
     /// Sites whose activations are rounded. Default: every site but `head_in`.
     #[serde(default)]
     pub sites: Option<Vec<String>>,
+}
+
+impl Method for Activations {
+    fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
+        if self.bits >= 16 || !acts_at(self.sites.as_deref(), flight.site.port) {
+            return Ok(());
+        }
+        if let (Granularity::Group(n), Some(linear)) = (self.granularity, flight.group.linears.first()) {
+            StepError::check_group(&flight.site.to_string(), n, linear.weight.dims()[1])?;
+        }
+        let convention =
+            self.convention.unwrap_or(if self.symmetric { Convention::Absmax } else { Convention::ZeroInRange });
+        let grid = Grid::new(self.bits, convention);
+        *flight.activation = Some(ActivationRule { grid, granularity: self.granularity, clip: self.clip });
+        Ok(())
+    }
 }
 
 fn token() -> Granularity {

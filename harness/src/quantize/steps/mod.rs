@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::quantize::Method;
+
 pub mod activations;
 pub mod weights;
 
@@ -22,6 +24,11 @@ macro_rules! registry {
             /// The step's name in a recipe.
             pub fn name(&self) -> &'static str {
                 match self { $(Step::$step(_) => $name,)+ }
+            }
+
+            /// What the step does.
+            pub fn method(&self) -> &dyn Method {
+                match self { $(Step::$step(step) => step,)+ }
             }
 
             /// Reads a step from its table without the `step` key. `None` where no step has this name; the inner error

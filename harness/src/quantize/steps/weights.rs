@@ -11,9 +11,12 @@
 //! # Reference
 //! own: round to nearest; the grids' sources stand in [`crate::quantize::grid`].
 
+use burn::tensor::Tensor;
+use models::{Decoder, Linear};
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::grid::{Convention, Granularity};
+use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::{GroupInFlight, Method, StepError, acts_at, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +54,44 @@ pub enum Solver {
     /// Round to nearest.
     #[default]
     Rtn,
+}
+
+impl Weights {
+    /// The grid, or `None` at 16 bits.
+    fn grid(&self) -> Option<Grid> {
+        let convention =
+            self.convention.unwrap_or(if self.symmetric { Convention::Absmax } else { Convention::ZeroInRange });
+        (self.bits < 16).then(|| Grid::new(self.bits, convention))
+    }
+}
+
+impl Method for Weights {
+    fn prepare(&self, decoder: &mut Decoder) -> Result<(), StepError> {
+        if let Some(grid) = self.grid().filter(|_| self.embeddings) {
+            // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
+            let table = decoder.embedding.clone();
+            decoder.embedding = rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
+        let Some(grid) = self.grid() else { return Ok(()) };
+        if !acts_at(self.sites.as_deref(), flight.site.port) {
+            return Ok(());
+        }
+        for linear in &mut flight.group.linears {
+            let weight = take(linear);
+            linear.weight = rounding::round_weight(&linear.name, weight, grid, self.granularity, self.clip)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes a weight out of its linear, so that it can be changed without a copy.
+fn take(linear: &mut Linear) -> Tensor<2> {
+    let device = linear.weight.device();
+    std::mem::replace(&mut linear.weight, Tensor::zeros([1, 1], &device))
 }
 
 fn channel() -> Granularity {
