@@ -10,7 +10,7 @@ mod error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 
@@ -35,20 +35,13 @@ const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Fetched when the repository has them.
 const OPTIONAL: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
-/// How far one file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer<'a> {
-    /// The file's path in the repository.
-    pub file: &'a str,
-    /// Bytes on disk, those of an earlier interrupted attempt included.
-    pub done: u64,
-    /// Bytes of the whole file.
-    pub total: u64,
-}
+/// Told a file's path in the repository, the bytes on disk (those of an earlier interrupted attempt included) and the
+/// bytes of the whole file, as they arrive: often, so a bar should throttle its drawing.
+pub type OnProgress<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
-/// Where to fetch from, where to keep it, and who is told.
+/// Where to fetch from, and where to keep it.
 #[derive(Clone)]
-pub struct HubOptions<'a> {
+pub struct HubOptions {
     /// Forbids every request; only the cache is used.
     pub offline: bool,
     /// Access token for gated and private repositories.
@@ -57,14 +50,13 @@ pub struct HubOptions<'a> {
     pub endpoint: String,
     /// The cache's `hub` folder, which holds `models--owner--name` folders.
     pub cache: PathBuf,
-    /// Called as bytes arrive, often: a bar should throttle its drawing.
-    pub progress: &'a dyn Fn(Transfer<'_>),
 }
 
-impl HubOptions<'_> {
+impl HubOptions {
     /// What the environment says, with the names every other hub client uses: `HF_ENDPOINT`, `HF_HUB_CACHE`,
     /// `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_TOKEN_PATH`, else the token file that a login left in the cache.
-    pub fn from_env() -> HubOptions<'static> {
+    /// `offline` forbids the network whatever the environment says.
+    pub fn from_env(offline: bool) -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let cache = match variable("HF_HUB_CACHE") {
             Some(folder) => Cache::new(folder.into()),
@@ -88,23 +80,22 @@ impl HubOptions<'_> {
         let truthy =
             |value: String| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
         HubOptions {
-            offline: variable("HF_HUB_OFFLINE").is_some_and(truthy),
+            offline: offline || variable("HF_HUB_OFFLINE").is_some_and(truthy),
             token,
             endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             cache: cache.path().clone(),
-            progress: &|_| {},
         }
     }
 }
 
-impl std::fmt::Debug for HubOptions<'_> {
+impl std::fmt::Debug for HubOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HubOptions")
             .field("offline", &self.offline)
             .field("token", &self.token.as_ref().map(|_| "(hidden)"))
             .field("endpoint", &self.endpoint)
             .field("cache", &self.cache)
-            .finish_non_exhaustive()
+            .finish()
     }
 }
 
@@ -117,7 +108,12 @@ impl std::fmt::Debug for HubOptions<'_> {
 /// # Errors
 ///
 /// See [`HubError`]; each names the cure.
-pub fn fetch(id: &str, revision: &str, options: &HubOptions<'_>) -> Result<PathBuf, HubError> {
+pub fn fetch(
+    id: &str,
+    revision: &str,
+    options: &HubOptions,
+    progress: OnProgress<'_>,
+) -> Result<PathBuf, HubError> {
     let source = Source::new(id, revision, RepoType::Model, options)?;
     let missing = match source.cached_snapshot() {
         Some(folder) => match missing_of_model(&folder)? {
@@ -161,15 +157,15 @@ pub fn fetch(id: &str, revision: &str, options: &HubOptions<'_>) -> Result<PathB
         .into_iter()
         .chain(OPTIONAL.into_iter().filter(|file| commit.has(file)))
     {
-        commit.download(file)?;
+        commit.download(file, progress)?;
     }
     if sharded {
-        for shard in shards(&commit.download(WEIGHTS_INDEX)?)? {
+        for shard in shards(&commit.download(WEIGHTS_INDEX, progress)?)? {
             commit.require(&shard)?;
-            commit.download(&shard)?;
+            commit.download(&shard, progress)?;
         }
     } else {
-        commit.download(WEIGHTS)?;
+        commit.download(WEIGHTS, progress)?;
     }
     commit.finish()
 }
@@ -183,7 +179,8 @@ pub fn fetch_dataset_file(
     repo: &str,
     file: &str,
     revision: &str,
-    options: &HubOptions<'_>,
+    options: &HubOptions,
+    progress: OnProgress<'_>,
 ) -> Result<PathBuf, HubError> {
     let source = Source::new(repo, revision, RepoType::Dataset, options)?;
     if let Some(path) = source
@@ -198,8 +195,87 @@ pub fn fetch_dataset_file(
     }
     let commit = source.resolve()?;
     commit.require(file)?;
-    commit.download(file)?;
+    commit.download(file, progress)?;
     Ok(commit.finish()?.join(file))
+}
+
+/// A model in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// Hub id.
+    pub id: String,
+    /// Branches, tags and commits noted there.
+    pub revisions: Vec<String>,
+    /// What the first of them lacks to be run; empty if nothing.
+    pub missing: Vec<String>,
+}
+
+/// The models that the cache holds, by id.
+pub fn cached(options: &HubOptions) -> Vec<Cached> {
+    let mut models: Vec<Cached> = names_in(&options.cache)
+        .into_iter()
+        .filter_map(|folder| {
+            let id = folder.strip_prefix("models--")?.replacen("--", "/", 1);
+            let mut revisions = names_in(&options.cache.join(&folder).join("refs"));
+            // Downloads are pinned to a commit, which leaves a note under its own name; branches come first.
+            revisions.sort_by_key(|name| (is_commit(name), name.clone()));
+            let revision = revisions.first().map_or(DEFAULT_REVISION, String::as_str);
+            let source = Source::new(&id, revision, RepoType::Model, options).ok()?;
+            let missing = source.cached_snapshot().map(|folder| missing_of_model(&folder));
+            let missing = match missing {
+                Some(Ok(missing)) => missing,
+                Some(Err(_)) => vec![WEIGHTS_INDEX.to_owned()],
+                None => vec!["everything".to_owned()],
+            };
+            Some(Cached {
+                id,
+                revisions,
+                missing,
+            })
+        })
+        .collect();
+    models.sort_by(|a, b| a.id.cmp(&b.id));
+    models
+}
+
+fn is_commit(name: &str) -> bool {
+    name.len() == 40 && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// Whether the hub answers at all, within `timeout`; says why not.
+///
+/// # Errors
+///
+/// The reason, in words.
+pub fn reachable(options: &HubOptions, timeout: Duration) -> Result<(), String> {
+    if options.offline {
+        return Err("the network is forbidden (--offline or HF_HUB_OFFLINE)".to_owned());
+    }
+    let source = Source::new(
+        "openai-community/gpt2",
+        DEFAULT_REVISION,
+        RepoType::Model,
+        options,
+    )
+    .map_err(|e| e.to_string())?;
+    let api = source.api().map_err(|error| error.to_string())?;
+    let asked = api
+        .repo(source.repo(DEFAULT_REVISION))
+        .info_request()
+        .timeout(timeout)
+        .call();
+    match asked.map_err(|error| Trouble::from(ApiError::RequestError(Box::new(error)))) {
+        // A refusal is an answer.
+        Ok(_) | Err(Trouble::Http { .. }) => Ok(()),
+        Err(trouble) => Err(trouble.words()),
+    }
 }
 
 /// The shard files that an index names, sorted, each once.
@@ -253,7 +329,7 @@ struct Source<'a> {
     id: &'a str,
     revision: &'a str,
     kind: RepoType,
-    options: &'a HubOptions<'a>,
+    options: &'a HubOptions,
 }
 
 impl<'a> Source<'a> {
@@ -261,7 +337,7 @@ impl<'a> Source<'a> {
         id: &'a str,
         revision: &'a str,
         kind: RepoType,
-        options: &'a HubOptions<'a>,
+        options: &'a HubOptions,
     ) -> Result<Self, HubError> {
         let word = |part: &str| {
             !part.is_empty()
@@ -316,16 +392,20 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Asks the hub which commit the revision is, and which files it has.
-    fn resolve(&'a self) -> Result<Commit<'a>, HubError> {
-        let api = ApiBuilder::from_cache(Cache::new(self.options.cache.clone()))
+    fn api(&self) -> Result<Api, HubError> {
+        ApiBuilder::from_cache(Cache::new(self.options.cache.clone()))
             .with_endpoint(self.options.endpoint.trim_end_matches('/').to_owned())
             .with_token(self.options.token.clone())
             // hf-hub's own retry resumes from the wrong offset when the first attempt brought no byte.
             .with_retries(0)
             .with_progress(false)
             .build()
-            .map_err(|error| self.unreachable(error.to_string()))?;
+            .map_err(|error| self.unreachable(error.to_string()))
+    }
+
+    /// Asks the hub which commit the revision is, and which files it has.
+    fn resolve(&'a self) -> Result<Commit<'a>, HubError> {
+        let api = self.api()?;
         let response = api
             .repo(self.repo(self.revision))
             .info_request()
@@ -344,7 +424,6 @@ impl<'a> Source<'a> {
         }
         Ok(Commit {
             repo: api.repo(self.repo(&info.sha)),
-            _api: api,
             source: self,
             info,
         })
@@ -420,7 +499,7 @@ impl<'a> Source<'a> {
     }
 }
 
-fn page(id: &str, kind: RepoType, options: &HubOptions<'_>) -> String {
+fn page(id: &str, kind: RepoType, options: &HubOptions) -> String {
     let repo = Repo::new(id.to_owned(), kind);
     format!("{}/{}", options.endpoint.trim_end_matches('/'), repo.url())
 }

@@ -10,7 +10,7 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiError, ApiRepo};
 use serde::Deserialize;
 
-use super::{HubError, Source, Transfer, is_inside};
+use super::{HubError, OnProgress, Source, is_inside};
 
 /// Cut connections in a row, without a byte in between, after which a download is given up.
 const FRUITLESS_ATTEMPTS: usize = 3;
@@ -102,7 +102,7 @@ impl Commit<'_> {
     }
 
     /// Brings one file into the cache, resuming what an earlier attempt left; returns its path there.
-    pub(super) fn download(&self, file: &str) -> Result<PathBuf, HubError> {
+    pub(super) fn download(&self, file: &str, progress: OnProgress<'_>) -> Result<PathBuf, HubError> {
         let path = self.snapshot().join(file);
         let (id, name) = (self.source.id.to_owned(), file.to_owned());
         let mut expected = self.find(file).and_then(|sibling| sibling.size);
@@ -128,7 +128,7 @@ impl Commit<'_> {
             }
             let (done, total) = (Cell::new(0), Cell::new(expected.unwrap_or(0)));
             let meter = Meter {
-                report: self.source.options.progress,
+                report: &mut *progress,
                 file,
                 done: &done,
                 total: &total,
@@ -198,19 +198,15 @@ impl Commit<'_> {
 
 /// Hands `hf-hub`'s counting on to the caller's callback.
 struct Meter<'a> {
-    report: &'a dyn Fn(Transfer<'_>),
+    report: OnProgress<'a>,
     file: &'a str,
     done: &'a Cell<u64>,
     total: &'a Cell<u64>,
 }
 
 impl Meter<'_> {
-    fn tell(&self) {
-        (self.report)(Transfer {
-            file: self.file,
-            done: self.done.get(),
-            total: self.total.get(),
-        });
+    fn tell(&mut self) {
+        (self.report)(self.file, self.done.get(), self.total.get());
     }
 }
 
@@ -226,7 +222,7 @@ impl Progress for Meter<'_> {
         self.tell();
     }
 
-    pub(super) fn finish(&mut self) {
+    fn finish(&mut self) {
         self.tell();
     }
 }
@@ -299,7 +295,7 @@ impl Trouble {
         }
     }
 
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         match self {
             Trouble::Http { words, .. } | Trouble::Other(words) => words.clone(),
             Trouble::Io(error) => error.to_string(),

@@ -2,10 +2,9 @@
 
 mod server;
 
-use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use models::hub::{HubError, HubOptions, Transfer, fetch, fetch_dataset_file};
+use models::hub::{self, HubError, HubOptions};
 use server::{COMMIT, Server, tag};
 
 const SMALL: [(&str, &[u8]); 4] = [
@@ -24,14 +23,21 @@ fn with_weights(data: &[u8]) -> Server {
     Server::start(&[&SMALL[..], &[("model.safetensors", data)]].concat())
 }
 
-fn options<'a>(server: &Server, cache: &Path, progress: &'a dyn Fn(Transfer<'_>)) -> HubOptions<'a> {
+fn options(server: &Server, cache: &Path) -> HubOptions {
     HubOptions {
         offline: false,
         token: None,
         endpoint: server.endpoint.clone(),
         cache: cache.to_owned(),
-        progress,
     }
+}
+
+fn fetch(id: &str, revision: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
+    hub::fetch(id, revision, options, &mut |_, _, _| {})
+}
+
+fn fetch_dataset_file(id: &str, file: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
+    hub::fetch_dataset_file(id, file, "main", options, &mut |_, _, _| {})
 }
 
 #[test]
@@ -39,12 +45,9 @@ fn a_single_file_model_is_fetched_once_and_then_comes_from_the_cache() {
     let data = weights(40_000);
     let server = with_weights(&data);
     let cache = tempfile::tempdir().unwrap();
-    let seen = RefCell::new(Vec::new());
-    let watch = |transfer: Transfer<'_>| {
-        seen.borrow_mut()
-            .push((transfer.file.to_owned(), transfer.done, transfer.total));
-    };
-    let folder = fetch("tiny/llama", "main", &options(&server, cache.path(), &watch)).unwrap();
+    let mut seen = Vec::new();
+    let mut watch = |file: &str, done: u64, total: u64| seen.push((file.to_owned(), done, total));
+    let folder = hub::fetch("tiny/llama", "main", &options(&server, cache.path()), &mut watch).unwrap();
 
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
     assert_eq!(
@@ -54,11 +57,10 @@ fn a_single_file_model_is_fetched_once_and_then_comes_from_the_cache() {
     assert!(!folder.join("README.md").exists());
     assert!(folder.ends_with(Path::new("models--tiny--llama/snapshots").join(COMMIT)));
     assert_eq!(
-        seen.borrow().last(),
+        seen.last(),
         Some(&("model.safetensors".to_owned(), 40_000, 40_000))
     );
     let done: Vec<u64> = seen
-        .borrow()
         .iter()
         .filter(|s| s.0.starts_with("model"))
         .map(|s| s.1)
@@ -66,7 +68,7 @@ fn a_single_file_model_is_fetched_once_and_then_comes_from_the_cache() {
     assert!(done.is_sorted(), "{done:?}");
 
     let requests = server.log().len();
-    let mut offline = options(&server, cache.path(), &watch);
+    let mut offline = options(&server, cache.path());
     assert_eq!(fetch("tiny/llama", "main", &offline).unwrap(), folder);
     offline.offline = true;
     assert_eq!(fetch("tiny/llama", "main", &offline).unwrap(), folder);
@@ -91,19 +93,19 @@ fn every_shard_of_the_index_is_fetched() {
         .concat(),
     );
     let cache = tempfile::tempdir().unwrap();
-    let folder = fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap();
+    let folder = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
     assert_eq!(std::fs::read(folder.join("m-1-of-2.safetensors")).unwrap(), one);
     assert_eq!(std::fs::read(folder.join("m-2-of-2.safetensors")).unwrap(), two);
     assert!(!folder.join("m-3-of-2.safetensors").exists());
 
     // A snapshot that lost a shard is not complete: offline says which, online brings only that one back.
     std::fs::remove_file(folder.join("m-2-of-2.safetensors")).unwrap();
-    let mut offline = options(&server, cache.path(), &|_| {});
+    let mut offline = options(&server, cache.path());
     offline.offline = true;
     let message = fetch("tiny/llama", "main", &offline).unwrap_err().to_string();
     assert!(message.contains("lacks m-2-of-2.safetensors."), "{message}");
     let before = server.log().len();
-    fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap();
+    fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
     assert_eq!(
         server.log()[before + 1..],
         ["m-2-of-2.safetensors from 0".to_owned()]
@@ -115,7 +117,7 @@ fn a_shard_outside_the_repository_is_refused() {
     let index = br#"{"weight_map":{"a":"../../escape.safetensors"}}"#;
     let server = Server::start(&[&SMALL[..], &[("model.safetensors.index.json", index.as_slice())]].concat());
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap_err();
+    let error = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap_err();
     assert!(matches!(error, HubError::BadIndex { .. }), "{error}");
 }
 
@@ -128,7 +130,7 @@ fn a_cut_download_goes_on_where_it_stopped() {
         ("model.safetensors".into(), 70_000),
     ];
     let cache = tempfile::tempdir().unwrap();
-    let folder = fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap();
+    let folder = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
     let bodies: Vec<String> = server
         .log()
@@ -146,7 +148,7 @@ fn a_connection_that_brings_nothing_more_is_given_up_and_resumed_by_the_next_run
     let cut = |n| ("model.safetensors".to_owned(), n);
     server.state.lock().unwrap().cuts = vec![cut(50_000), cut(0), cut(0), cut(0)];
     let cache = tempfile::tempdir().unwrap();
-    let options = options(&server, cache.path(), &|_| {});
+    let options = options(&server, cache.path());
     let error = fetch("tiny/llama", "main", &options).unwrap_err();
     assert!(
         matches!(
@@ -194,7 +196,7 @@ fn a_finished_part_file_and_a_server_without_ranges_start_over_instead_of_corrup
         let blobs = cache.path().join("models--tiny--llama/blobs");
         std::fs::create_dir_all(&blobs).unwrap();
         std::fs::write(blobs.join(tag(&data)).with_extension("part"), weights(part)).unwrap();
-        let folder = fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap();
+        let folder = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
         assert_eq!(
             std::fs::read(folder.join("model.safetensors")).unwrap(),
             data,
@@ -208,7 +210,7 @@ fn a_truncated_cached_file_is_not_trusted_when_the_hub_is_asked() {
     let data = weights(5_000);
     let server = with_weights(&data);
     let cache = tempfile::tempdir().unwrap();
-    let options = options(&server, cache.path(), &|_| {});
+    let options = options(&server, cache.path());
     let folder = fetch("tiny/llama", "main", &options).unwrap();
     std::fs::write(
         std::fs::canonicalize(folder.join("model.safetensors")).unwrap(),
@@ -230,7 +232,7 @@ fn a_mirror_that_tells_no_sizes_serves_too() {
         state.cuts = vec![("model.safetensors".into(), 30_000)];
     }
     let cache = tempfile::tempdir().unwrap();
-    let folder = fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap();
+    let folder = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
 }
 
@@ -239,7 +241,7 @@ fn a_gated_model_says_how_to_get_access() {
     let server = with_weights(&weights(10));
     server.state.lock().unwrap().gated_by = Some("secret".into());
     let cache = tempfile::tempdir().unwrap();
-    let mut options = options(&server, cache.path(), &|_| {});
+    let mut options = options(&server, cache.path());
     let error = fetch("tiny/llama", "main", &options).unwrap_err();
     assert!(
         matches!(
@@ -286,7 +288,7 @@ fn a_gated_model_says_how_to_get_access() {
 fn what_is_not_there_is_named() {
     let server = Server::start(&SMALL[..1]);
     let cache = tempfile::tempdir().unwrap();
-    let options = options(&server, cache.path(), &|_| {});
+    let options = options(&server, cache.path());
     let message = |id: &str, revision: &str| fetch(id, revision, &options).unwrap_err().to_string();
     assert!(message("tiny/lama", "main").contains("has no `tiny/lama`"));
     assert!(message("tiny/llama", "v2").contains("no revision `v2`"));
@@ -301,7 +303,7 @@ fn what_is_not_there_is_named() {
 fn weights_without_safetensors_are_refused_before_anything_is_downloaded() {
     let server = Server::start(&[&SMALL[..], &[("pytorch_model.bin", b"pickle".as_slice())]].concat());
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch("tiny/llama", "main", &options(&server, cache.path(), &|_| {})).unwrap_err();
+    let error = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap_err();
     let message = error.to_string();
     assert!(
         message.contains("pytorch_model.bin") && message.contains("safe_serialization"),
@@ -318,7 +320,6 @@ fn offline_and_not_cached_says_which_folder_to_fill() {
         token: None,
         endpoint: "http://127.0.0.1:1".into(),
         cache: cache.path().to_owned(),
-        progress: &|_| {},
     };
     let message = fetch("tiny/llama", "main", &options).unwrap_err().to_string();
     let folder = cache.path().join("models--tiny--llama");
@@ -330,7 +331,7 @@ fn offline_and_not_cached_says_which_folder_to_fill() {
     ] {
         assert!(message.contains(part), "`{part}` is missing in: {message}");
     }
-    let message = fetch_dataset_file("tiny/text", "a.parquet", "main", &options)
+    let message = fetch_dataset_file("tiny/text", "a.parquet", &options)
         .unwrap_err()
         .to_string();
     assert!(message.contains("--repo-type dataset"), "{message}");
@@ -348,15 +349,15 @@ fn offline_and_not_cached_says_which_folder_to_fill() {
 fn a_data_set_file_comes_from_the_data_set_and_then_from_the_cache() {
     let server = Server::start(&[("raw/test.parquet", b"PAR1")]);
     let cache = tempfile::tempdir().unwrap();
-    let mut options = options(&server, cache.path(), &|_| {});
-    let path = fetch_dataset_file("tiny/text", "raw/test.parquet", "main", &options).unwrap();
+    let mut options = options(&server, cache.path());
+    let path = fetch_dataset_file("tiny/text", "raw/test.parquet", &options).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"PAR1");
     assert!(path.to_str().unwrap().contains("datasets--tiny--text"));
     options.offline = true;
     assert_eq!(
-        fetch_dataset_file("tiny/text", "raw/test.parquet", "main", &options).unwrap(),
+        fetch_dataset_file("tiny/text", "raw/test.parquet", &options).unwrap(),
         path
     );
-    let error = fetch_dataset_file("tiny/text", "raw/train.parquet", "main", &options).unwrap_err();
+    let error = fetch_dataset_file("tiny/text", "raw/train.parquet", &options).unwrap_err();
     assert!(error.to_string().contains("lacks raw/train.parquet"), "{error}");
 }
