@@ -4,6 +4,8 @@
 //! `docs/architecture.md` and tested in `tests/tidy.rs`.
 
 pub mod data;
+pub mod device;
+pub mod doctor;
 pub mod evaluate;
 pub mod experiment;
 pub mod plan;
