@@ -1,5 +1,6 @@
 //! Quantization: grids, steps, and what applies them to groups of linear layers. Knows no model family.
 
+pub mod admissible;
 pub mod grid;
 pub mod steps;
 

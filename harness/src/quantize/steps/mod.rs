@@ -1,6 +1,6 @@
 //! The registry of steps: one file and one line each.
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub mod activations;
 pub mod weights;
@@ -24,13 +24,43 @@ macro_rules! registry {
                 match self { $(Step::$step(_) => $name,)+ }
             }
 
-            /// Reads a step from its table without the `step` key. `None` where no step has this name; the inner error
-            /// is serde's, whose text names the unknown key and the expected ones.
-            pub fn from_table(name: &str, table: toml::Table) -> Option<Result<Self, toml::de::Error>> {
+            /// Reads the keys of the step called `name` (its table without the key `step`). `None` where no step has
+            /// this name; an error is the deserializer's own.
+            pub fn read<'de, D: Deserializer<'de>>(name: &str, keys: D) -> Option<Result<Self, D::Error>> {
                 match name {
-                    $($name => Some(table.try_into::<$module::$step>().map(Step::$step)),)+
+                    $($name => Some($module::$step::deserialize(keys).map(Step::$step)),)+
                     _ => None,
                 }
+            }
+
+            /// Complains of a value that the step cannot have. The text begins with the key, in backticks.
+            pub fn check(&self) -> Result<(), String> {
+                match self { $(Step::$step(step) => step.check(),)+ }
+            }
+
+            /// The same step with every default written out, so that equal meaning is equal text.
+            pub fn resolved(self) -> Self {
+                match self { $(Step::$step(step) => Step::$step(step.resolved()),)+ }
+            }
+
+            /// Where in a recipe the step may stand.
+            pub fn stage(&self) -> Stage {
+                match self { $(Step::$step(_) => $module::$step::STAGE,)+ }
+            }
+
+            /// What the step has for itself: a second step of the recipe with the same claim is a mistake.
+            pub fn claims(&self) -> Vec<String> {
+                match self { $(Step::$step(step) => step.claims(),)+ }
+            }
+
+            /// Whether a calibration set decides what the step does.
+            pub fn needs_calibration(&self) -> bool {
+                match self { $(Step::$step(step) => step.needs_calibration(),)+ }
+            }
+
+            /// Whether the step draws random numbers of its own (the calibration set is drawn by seed in any case).
+            pub fn uses_randomness(&self) -> bool {
+                match self { $(Step::$step(step) => step.uses_randomness(),)+ }
             }
 
             /// The page of the step: its file's module documentation.
@@ -42,6 +72,60 @@ macro_rules! registry {
             }
         }
     };
+}
+
+/// Where in a recipe a step may stand: the stages follow each other in this order, each step in one of them.
+///
+/// `prefix`, `shift`, `smooth`, `rotate`, `keep`, `quantize`, `tune`: a prefix changes what every later statistic sees; a
+/// scale is fitted on channels that a rotation would mix; a grid rounds what the transforms have made; exemptions are
+/// known before anything is rounded; tuning needs the grids it tunes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Tokens in front of every sequence.
+    Prefix,
+    /// Channel shifts.
+    Shift,
+    /// Channel scales.
+    Smooth,
+    /// Rotations.
+    Rotate,
+    /// What stays in floating point.
+    Keep,
+    /// Grids: weights, activations, cache. Their order among themselves means nothing.
+    Quantize,
+    /// Training after rounding.
+    Tune,
+}
+
+/// What is to be said of one step after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing.
+    Fine,
+    /// It may be meant, and is worth a warning: why.
+    Doubtful(&'static str),
+    /// It cannot be meant: why.
+    Wrong(&'static str),
+}
+
+impl Stage {
+    /// Judges a step of this stage after one of stage `earlier`.
+    pub fn after(self, earlier: Stage) -> Order {
+        if self >= earlier {
+            return Order::Fine;
+        }
+        match (earlier, self) {
+            (_, Stage::Prefix) => Order::Wrong("a prefix comes first: it changes what every other step sees"),
+            (Stage::Tune, _) => Order::Wrong("tuning comes last: it needs the grids it tunes"),
+            (Stage::Quantize, Stage::Keep) => Order::Wrong("what is kept is said before anything is rounded"),
+            (Stage::Quantize, _) => Order::Wrong("transforms come before grids: what is rounded stays as it is"),
+            (Stage::Keep, _) => Order::Wrong("transforms come before `keep`, which looks at transformed activations"),
+            (Stage::Rotate, Stage::Smooth) => {
+                Order::Doubtful("scales fitted on rotated channels have little left to even out; smooth first, then rotate")
+            }
+            _ => Order::Wrong("shifts come before scales and rotations, which act on what was shifted"),
+        }
+    }
 }
 
 registry! {

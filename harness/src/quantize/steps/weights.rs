@@ -13,6 +13,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Stage;
+use crate::quantize::admissible;
 use crate::quantize::grid::{Convention, Granularity};
 
 /// The step's keys in a recipe.
@@ -42,6 +44,47 @@ pub struct Weights {
     /// Round the embedding table too. Default: false.
     #[serde(default)]
     pub embeddings: bool,
+}
+
+impl Weights {
+    /// Grids stand after every transform.
+    pub const STAGE: Stage = Stage::Quantize;
+
+    /// Complains of a value that the step cannot have.
+    pub fn check(&self) -> Result<(), String> {
+        admissible::bits(self.bits)?;
+        admissible::granularity(self.granularity, "tensor, channel or group(n)", |g| g != Granularity::Token)?;
+        admissible::convention(self.convention, self.symmetric)?;
+        admissible::clip(self.clip)?;
+        admissible::linear_sites(self.sites.as_deref())
+    }
+
+    /// The same step with its convention and its sites written out.
+    pub fn resolved(mut self) -> Self {
+        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
+        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
+        self
+    }
+
+    /// What this step has for itself.
+    pub fn claims(&self) -> Vec<String> {
+        let mut claims: Vec<_> = admissible::resolve_linear_sites(self.sites.as_deref())
+            .into_iter()
+            .map(|site| format!("the weights that read `{site}`"))
+            .collect();
+        claims.extend(self.embeddings.then(|| "the embedding table".to_string()));
+        claims
+    }
+
+    /// No: round to nearest looks at the weight alone.
+    pub fn needs_calibration(&self) -> bool {
+        false
+    }
+
+    /// No.
+    pub fn uses_randomness(&self) -> bool {
+        false
+    }
 }
 
 /// How codes are chosen.
