@@ -1,4 +1,54 @@
-//! Evaluation: language models seen as likelihoods, and the metrics built on them. Cannot tell a quantized model from
-//! an original.
+//! Evaluation: language models seen as likelihoods, and the metrics built on them.
+//!
+//! Nothing here can tell a quantized model from an original: both are a [`LanguageModel`].
 
+pub mod decoder_model;
 pub mod metrics;
+
+use serde_json::{Map, Value};
+
+/// What every metric and task is built on.
+pub trait LanguageModel {
+    /// ln p(tokens[i] | tokens[..i]) for i in 1..tokens.len(), for each of several sequences of one length.
+    ///
+    /// # Errors
+    /// A failing device, or [`EvaluateError::Interrupted`].
+    fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError>;
+
+    /// Sequences of this length to hand over at once.
+    fn batch(&self, length: usize) -> usize;
+}
+
+/// Why an evaluation has no result.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EvaluateError {
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// Values that are no numbers.
+    #[error("the model's log-likelihoods are not finite ({count} of {total}, first in window {window})")]
+    NotFinite {
+        /// How many.
+        count: usize,
+        /// Of how many.
+        total: usize,
+        /// Where the first stands.
+        window: usize,
+    },
+}
+
+/// A measured value with what is needed to judge it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// The value.
+    pub value: f64,
+    /// Standard error; `None` below two clusters.
+    pub stderr: Option<f64>,
+    /// Scored items.
+    pub n: u64,
+    /// More, deterministic.
+    pub detail: Map<String, Value>,
+}
+
+/// Told before every batch how far an evaluation is; says whether to go on.
+pub type Progress<'a> = dyn FnMut(usize, usize) -> bool + 'a;

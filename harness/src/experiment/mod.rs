@@ -245,8 +245,8 @@ impl Recipe {
     pub fn new(name: impl Into<String>, steps: Vec<Step>) -> Self {
         Self {
             name: name.into(),
-            needs_calibration: steps.iter().any(Step::needs_calibration),
-            uses_randomness: steps.iter().any(Step::uses_randomness),
+            needs_calibration: steps.iter().any(|step| step.method().needs_calibration()),
+            uses_randomness: steps.iter().any(|step| step.method().uses_randomness()),
             steps,
         }
     }

@@ -31,7 +31,7 @@ fn read_step(block: &Block<'_>) -> Result<Step, Box<Fault>> {
         let fault = block.fault(place, format!("unknown step `{name}`{near}"));
         return Err(fault.note(format!("steps: {}", NAMES.join(", "))));
     };
-    step.check().map_err(|message| {
+    step.method().check().map_err(|message| {
         block.fault_of_key(message).note(format!("`quantscope explain {name}` describes the step"))
     })?;
     Ok(step.resolved())
@@ -43,7 +43,7 @@ fn check_order(
     blocks: &[Block<'_>],
     warnings: &mut Vec<Warning>,
 ) -> Result<(), Box<Fault>> {
-    let stages: Vec<_> = steps.iter().map(Step::stage).collect();
+    let stages: Vec<_> = steps.iter().map(|step| step.method().stage()).collect();
     for (i, j, order) in misplaced(&stages) {
         let [first, second] = [steps[i].name(), steps[j].name()];
         match order {
@@ -67,7 +67,7 @@ fn misplaced(stages: &[Stage]) -> Vec<(usize, usize, Order)> {
 }
 
 fn check_claims(steps: &[Step], blocks: &[Block<'_>]) -> Result<(), Box<Fault>> {
-    let claims: Vec<_> = steps.iter().map(Step::claims).collect();
+    let claims: Vec<_> = steps.iter().map(|step| step.method().claims()).collect();
     for (j, claimed) in claims.iter().enumerate() {
         for (i, earlier) in claims[..j].iter().enumerate() {
             if let Some(twice) = claimed.iter().find(|claim| earlier.contains(claim)) {

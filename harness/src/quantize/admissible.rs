@@ -2,13 +2,11 @@
 //!
 //! A complaint begins with the key it is about, in backticks, so that whoever holds the file can point at it.
 
+use models::Port;
+
+use crate::names;
+use crate::quantize::acts_at;
 use crate::quantize::grid::{CONVENTIONS, Convention, Granularity};
-
-/// The sites of a model, in the order of the forward pass.
-pub const SITES: &[&str] = &["attn_in", "k_pre", "q", "k", "v", "o_in", "mlp_in", "down_in", "head_in"];
-
-/// The sites that linear layers read.
-pub const LINEAR_SITES: &[&str] = &["attn_in", "o_in", "mlp_in", "down_in", "head_in"];
 
 /// 2 to 8, or 16 for no rounding.
 pub fn bits(bits: u8) -> Result<(), String> {
@@ -60,32 +58,31 @@ pub fn default_convention(symmetric: bool) -> Convention {
 /// Sites that linear layers read, each at most once.
 pub fn linear_sites(given: Option<&[String]>) -> Result<(), String> {
     let Some(given) = given else { return Ok(()) };
+    let linear: Vec<_> = Port::ALL.into_iter().filter(|port| port.has_linears()).map(Port::as_str).collect();
+    let here = linear.join(", ");
     if given.is_empty() {
         return Err("`sites` is empty, so the step would do nothing; leave the key out for the default".into());
     }
     for (i, site) in given.iter().enumerate() {
-        let site = site.as_str();
-        if !SITES.contains(&site) {
-            let near = crate::names::hint(site, SITES.iter().copied());
-            return Err(format!("`sites` names the unknown site `{site}`{near}; sites here: {}", LINEAR_SITES.join(", ")));
-        }
-        if !LINEAR_SITES.contains(&site) {
-            return Err(format!("`sites` names `{site}`, which no linear layer reads; sites here: {}", LINEAR_SITES.join(", ")));
-        }
-        if given[..i].iter().any(|earlier| earlier == site) {
-            return Err(format!("`sites` names `{site}` twice"));
+        match Port::parse(site) {
+            None => {
+                let near = names::hint(site, Port::ALL.into_iter().map(Port::as_str));
+                return Err(format!("`sites` names the unknown site `{site}`{near}; sites here: {here}"));
+            }
+            Some(port) if !port.has_linears() => {
+                return Err(format!("`sites` names `{site}`, which no linear layer reads; sites here: {here}"));
+            }
+            Some(_) if given[..i].contains(site) => return Err(format!("`sites` names `{site}` twice")),
+            Some(_) => {}
         }
     }
     Ok(())
 }
 
-/// The sites meant, in the order of the forward pass. Without a list: all that linear layers read but `head_in`.
+/// The sites meant, in the order of the forward pass.
 pub fn resolve_linear_sites(given: Option<&[String]>) -> Vec<String> {
-    let meant = |site: &str| match given {
-        Some(given) => given.iter().any(|g| g == site),
-        None => site != "head_in",
-    };
-    LINEAR_SITES.iter().filter(|site| meant(site)).map(ToString::to_string).collect()
+    let meant = Port::ALL.into_iter().filter(|port| acts_at(given, *port));
+    meant.map(|port| port.as_str().to_string()).collect()
 }
 
 #[cfg(test)]

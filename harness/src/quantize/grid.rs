@@ -188,50 +188,11 @@ impl Grid {
     pub fn round(self, x: f32, scale: Scale) -> f32 {
         (self.code(x, scale) - scale.zero) * scale.delta
     }
-
-    /// Fits one scale to `values` and rounds them in place.
-    pub fn round_slice(self, values: &mut [f32], clip: f32) -> Scale {
-        let (lo, hi) = range(values);
-        let scale = self.fit(lo, hi, clip);
-        self.round_slice_with(values, scale);
-        scale
-    }
-
-    /// Rounds `values` in place with a given scale.
-    pub fn round_slice_with(self, values: &mut [f32], scale: Scale) {
-        let (lo, hi) = self.codes();
-        let Scale { delta, zero } = scale;
-        for x in values {
-            let code = ((*x / delta).round_ties_even() + zero).clamp(lo, hi);
-            *x = (code - zero) * delta;
-        }
-    }
 }
 
 /// A Δ that underflowed to zero (all-zero values, or values below the smallest normal number) becomes 1: zeros stay zeros.
 fn guarded(delta: f32) -> f32 {
     if delta >= f32::MIN_POSITIVE { delta } else { 1.0 }
-}
-
-/// Smallest and largest value; (0, 0) for an empty slice.
-pub fn range(values: &[f32]) -> (f32, f32) {
-    const LANES: usize = 16;
-    let mut lo = [f32::INFINITY; LANES];
-    let mut hi = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lo[i] = if chunk[i] < lo[i] { chunk[i] } else { lo[i] };
-            hi[i] = if chunk[i] > hi[i] { chunk[i] } else { hi[i] };
-        }
-    }
-    for (i, &x) in rest.iter().enumerate() {
-        lo[i] = if x < lo[i] { x } else { lo[i] };
-        hi[i] = if x > hi[i] { x } else { hi[i] };
-    }
-    let lo = lo.into_iter().fold(f32::INFINITY, f32::min);
-    let hi = hi.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    if lo > hi { (0.0, 0.0) } else { (lo, hi) }
 }
 
 /// Who shares a scale.

@@ -13,9 +13,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Stage;
 use crate::quantize::admissible;
-use crate::quantize::grid::{Convention, Granularity};
+use crate::quantize::fake_quant::ActivationRule;
+use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::steps::Stage;
+use crate::quantize::{GroupInFlight, Method, StepError, acts_at};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,11 +43,20 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Grids stand after every transform.
-    pub const STAGE: Stage = Stage::Quantize;
+    /// The same step with its convention and its sites written out.
+    pub fn resolved(mut self) -> Self {
+        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
+        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
+        self
+    }
+}
 
-    /// Complains of a value that the step cannot have.
-    pub fn check(&self) -> Result<(), String> {
+impl Method for Activations {
+    fn stage(&self) -> Stage {
+        Stage::Quantize
+    }
+
+    fn check(&self) -> Result<(), String> {
         admissible::bits(self.bits)?;
         admissible::granularity(self.granularity, "tensor, token or group(n)", |g| g != Granularity::Channel)?;
         admissible::convention(self.convention, self.symmetric)?;
@@ -53,29 +64,23 @@ impl Activations {
         admissible::linear_sites(self.sites.as_deref())
     }
 
-    /// The same step with its convention and its sites written out.
-    pub fn resolved(mut self) -> Self {
-        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
-        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
-        self
+    fn claims(&self) -> Vec<String> {
+        let sites = admissible::resolve_linear_sites(self.sites.as_deref());
+        sites.iter().map(|site| format!("the activations at `{site}`")).collect()
     }
 
-    /// What this step has for itself.
-    pub fn claims(&self) -> Vec<String> {
-        admissible::resolve_linear_sites(self.sites.as_deref())
-            .into_iter()
-            .map(|site| format!("the activations at `{site}`"))
-            .collect()
-    }
-
-    /// No: round to nearest looks at the values themselves, each time.
-    pub fn needs_calibration(&self) -> bool {
-        false
-    }
-
-    /// No.
-    pub fn uses_randomness(&self) -> bool {
-        false
+    fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
+        if self.bits >= 16 || !acts_at(self.sites.as_deref(), flight.site.port) {
+            return Ok(());
+        }
+        if let (Granularity::Group(n), Some(linear)) = (self.granularity, flight.group.linears.first()) {
+            StepError::check_group(&flight.site.to_string(), n, linear.weight.dims()[1])?;
+        }
+        let convention =
+            self.convention.unwrap_or(admissible::default_convention(self.symmetric));
+        let grid = Grid::new(self.bits, convention);
+        *flight.activation = Some(ActivationRule { grid, granularity: self.granularity, clip: self.clip });
+        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::quantize::Method;
+
 pub mod activations;
 pub mod weights;
 
@@ -24,6 +26,11 @@ macro_rules! registry {
                 match self { $(Step::$step(_) => $name,)+ }
             }
 
+            /// What the step does.
+            pub fn method(&self) -> &dyn Method {
+                match self { $(Step::$step(step) => step,)+ }
+            }
+
             /// Reads the keys of the step called `name` (its table without the key `step`). `None` where no step has
             /// this name; an error is the deserializer's own.
             pub fn read<'de, D: Deserializer<'de>>(name: &str, keys: D) -> Option<Result<Self, D::Error>> {
@@ -33,34 +40,9 @@ macro_rules! registry {
                 }
             }
 
-            /// Complains of a value that the step cannot have. The text begins with the key, in backticks.
-            pub fn check(&self) -> Result<(), String> {
-                match self { $(Step::$step(step) => step.check(),)+ }
-            }
-
             /// The same step with every default written out, so that equal meaning is equal text.
             pub fn resolved(self) -> Self {
                 match self { $(Step::$step(step) => Step::$step(step.resolved()),)+ }
-            }
-
-            /// Where in a recipe the step may stand.
-            pub fn stage(&self) -> Stage {
-                match self { $(Step::$step(_) => $module::$step::STAGE,)+ }
-            }
-
-            /// What the step has for itself: a second step of the recipe with the same claim is a mistake.
-            pub fn claims(&self) -> Vec<String> {
-                match self { $(Step::$step(step) => step.claims(),)+ }
-            }
-
-            /// Whether a calibration set decides what the step does.
-            pub fn needs_calibration(&self) -> bool {
-                match self { $(Step::$step(step) => step.needs_calibration(),)+ }
-            }
-
-            /// Whether the step draws random numbers of its own (the calibration set is drawn by seed in any case).
-            pub fn uses_randomness(&self) -> bool {
-                match self { $(Step::$step(step) => step.uses_randomness(),)+ }
             }
 
             /// The page of the step: its file's module documentation.

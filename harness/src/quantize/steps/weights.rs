@@ -11,11 +11,13 @@
 //! # Reference
 //! own: round to nearest; the grids' sources stand in [`crate::quantize::grid`].
 
+use burn::tensor::Tensor;
+use models::{Decoder, Linear};
 use serde::{Deserialize, Serialize};
 
-use super::Stage;
-use crate::quantize::admissible;
-use crate::quantize::grid::{Convention, Granularity};
+use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::steps::Stage;
+use crate::quantize::{GroupInFlight, Method, StepError, acts_at, admissible, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,47 +48,6 @@ pub struct Weights {
     pub embeddings: bool,
 }
 
-impl Weights {
-    /// Grids stand after every transform.
-    pub const STAGE: Stage = Stage::Quantize;
-
-    /// Complains of a value that the step cannot have.
-    pub fn check(&self) -> Result<(), String> {
-        admissible::bits(self.bits)?;
-        admissible::granularity(self.granularity, "tensor, channel or group(n)", |g| g != Granularity::Token)?;
-        admissible::convention(self.convention, self.symmetric)?;
-        admissible::clip(self.clip)?;
-        admissible::linear_sites(self.sites.as_deref())
-    }
-
-    /// The same step with its convention and its sites written out.
-    pub fn resolved(mut self) -> Self {
-        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
-        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
-        self
-    }
-
-    /// What this step has for itself.
-    pub fn claims(&self) -> Vec<String> {
-        let mut claims: Vec<_> = admissible::resolve_linear_sites(self.sites.as_deref())
-            .into_iter()
-            .map(|site| format!("the weights that read `{site}`"))
-            .collect();
-        claims.extend(self.embeddings.then(|| "the embedding table".to_string()));
-        claims
-    }
-
-    /// No: round to nearest looks at the weight alone.
-    pub fn needs_calibration(&self) -> bool {
-        false
-    }
-
-    /// No.
-    pub fn uses_randomness(&self) -> bool {
-        false
-    }
-}
-
 /// How codes are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -94,6 +55,69 @@ pub enum Solver {
     /// Round to nearest.
     #[default]
     Rtn,
+}
+
+impl Weights {
+    /// The same step with its convention and its sites written out.
+    pub fn resolved(mut self) -> Self {
+        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
+        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
+        self
+    }
+
+    /// The grid, or `None` at 16 bits.
+    fn grid(&self) -> Option<Grid> {
+        let convention =
+            self.convention.unwrap_or(admissible::default_convention(self.symmetric));
+        (self.bits < 16).then(|| Grid::new(self.bits, convention))
+    }
+}
+
+impl Method for Weights {
+    fn stage(&self) -> Stage {
+        Stage::Quantize
+    }
+
+    fn check(&self) -> Result<(), String> {
+        admissible::bits(self.bits)?;
+        admissible::granularity(self.granularity, "tensor, channel or group(n)", |g| g != Granularity::Token)?;
+        admissible::convention(self.convention, self.symmetric)?;
+        admissible::clip(self.clip)?;
+        admissible::linear_sites(self.sites.as_deref())
+    }
+
+    fn claims(&self) -> Vec<String> {
+        let sites = admissible::resolve_linear_sites(self.sites.as_deref());
+        let weights = sites.iter().map(|site| format!("the weights that read `{site}`"));
+        weights.chain(self.embeddings.then(|| "the embedding table".to_string())).collect()
+    }
+
+    fn prepare(&self, decoder: &mut Decoder) -> Result<(), StepError> {
+        if let Some(grid) = self.grid().filter(|_| self.embeddings) {
+            // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
+            let table = decoder.embedding.clone();
+            decoder.embedding = rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
+        let Some(grid) = self.grid() else { return Ok(()) };
+        if !acts_at(self.sites.as_deref(), flight.site.port) {
+            return Ok(());
+        }
+        for linear in &mut flight.group.linears {
+            let weight = take(linear);
+            linear.weight = rounding::round_weight(&linear.name, weight, grid, self.granularity, self.clip)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes a weight out of its linear, so that it can be changed without a copy.
+fn take(linear: &mut Linear) -> Tensor<2> {
+    let device = linear.weight.device();
+    std::mem::replace(&mut linear.weight, Tensor::zeros([1, 1], &device))
 }
 
 fn channel() -> Granularity {

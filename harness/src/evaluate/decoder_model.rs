@@ -1,0 +1,133 @@
+//! A decoder with a tap, as a language model.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Int, Tensor, TensorData};
+use models::kernel::on_host;
+use models::{Decoder, Tap, simd, token_tensor};
+use rayon::prelude::*;
+
+use crate::evaluate::{EvaluateError, LanguageModel};
+
+/// Tokens that go through the blocks together.
+const TOKENS_PER_BATCH: usize = 1024;
+
+/// Logits held at once, in values: 128 MiB of f32, the largest binding that every Vulkan driver allows.
+const LOGITS_AT_ONCE: usize = 32 << 20;
+
+/// A decoder and what happens at its sites.
+pub struct DecoderModel<'a> {
+    decoder: &'a mut Decoder,
+    tap: &'a mut dyn Tap,
+    /// Time in forward passes, scoring included.
+    pub forward: Duration,
+    /// Tokens that went through them.
+    pub tokens: u64,
+}
+
+impl<'a> DecoderModel<'a> {
+    /// A model from its parts.
+    pub fn new(decoder: &'a mut Decoder, tap: &'a mut dyn Tap) -> Self {
+        Self { decoder, tap, forward: Duration::ZERO, tokens: 0 }
+    }
+
+    /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.
+    pub fn workspace_bytes(architecture: &models::architecture::Architecture, length: usize) -> u64 {
+        let a = architecture;
+        let tokens = length * batch_of(length);
+        let heads = a.attention.heads * a.attention.head_dim;
+        let live = 4 * a.hidden + 4 * heads + 3 * a.mlp.intermediate;
+        let scores = a.attention.heads * length.min(512) * length.min(512);
+        let logits = (length * a.vocabulary).min(LOGITS_AT_ONCE.max(a.vocabulary));
+        4 * (tokens * live + scores + logits) as u64
+    }
+}
+
+fn batch_of(length: usize) -> usize {
+    (TOKENS_PER_BATCH / length.max(1)).max(1)
+}
+
+impl LanguageModel for DecoderModel<'_> {
+    fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
+        let start = Instant::now();
+        let device = self.decoder.device();
+        let length = sequences.first().map_or(0, |s| s.len());
+        let hidden = self.decoder.hidden(token_tensor(sequences, &device), self.tap);
+        let width = hidden.dims()[2];
+        let scored = length.saturating_sub(1);
+        let mut result = Vec::with_capacity(sequences.len());
+        let rows = (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1);
+        for (index, sequence) in sequences.iter().enumerate() {
+            let mut scores = Vec::with_capacity(scored);
+            for from in (0..scored).step_by(rows) {
+                let count = rows.min(scored - from);
+                let slice = hidden.clone().slice([index..index + 1, from..from + count, 0..width]);
+                let logits = self.decoder.logits(slice, self.tap);
+                let vocabulary = logits.dims()[2];
+                let logits = logits.reshape([count, vocabulary]);
+                scores.extend(target_log_likelihoods(logits, &sequence[from + 1..from + 1 + count]));
+            }
+            result.push(scores);
+        }
+        self.forward += start.elapsed();
+        self.tokens += (length * sequences.len()) as u64;
+        Ok(result)
+    }
+
+    fn batch(&self, length: usize) -> usize {
+        batch_of(length)
+    }
+}
+
+/// ln softmax(logits)[target] per row.
+///
+/// # Shapes
+/// `logits` is `[rows, vocabulary]`; one target per row.
+pub fn target_log_likelihoods(logits: Tensor<2>, targets: &[u32]) -> Vec<f32> {
+    let [rows, vocabulary] = logits.dims();
+    assert_eq!(rows, targets.len(), "one target per row");
+    let device = logits.device();
+    if on_host(&device) {
+        let data = logits.try_into_data().expect("a host tensor can be read");
+        let values = data.as_slice::<f32>().expect("logits are f32");
+        return values
+            .par_chunks(vocabulary)
+            .zip(targets)
+            .map(|(row, &target)| {
+                let highest = simd::maximum(row);
+                let sum = simd::sum_of_exps(row, highest);
+                (f64::from(row[target as usize]) - f64::from(highest) - f64::from(sum).ln()) as f32
+            })
+            .collect();
+    }
+    let targets: Vec<i64> = targets.iter().map(|&t| i64::from(t)).collect();
+    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [rows, 1]), &device);
+    let highest = logits.clone().max_dim(1);
+    let shifted = logits - highest;
+    let chosen = shifted.clone().gather(1, targets);
+    let log_sum = shifted.exp().sum_dim(1).log();
+    (chosen - log_sum)
+        .try_into_data()
+        .expect("the device answers")
+        .into_vec::<f32>()
+        .expect("log-likelihoods are f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn log_likelihoods_of_targets_are_log_softmax() {
+        let values: Vec<f32> = (0..3 * 37).map(|i| ((i * 29 % 41) as f32 - 20.0) / 3.0).collect();
+        let logits = Tensor::<2>::from_data(TensorData::new(values.clone(), [3, 37]), &Device::flex());
+        let found = target_log_likelihoods(logits, &[0, 36, 5]);
+        for (row, (&target, found)) in [0usize, 36, 5].iter().zip(found).enumerate() {
+            let row = &values[row * 37..][..37];
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            let expected = f64::from(row[target]) - sum.ln();
+            assert!((f64::from(found) - expected).abs() < 1e-5, "{found} {expected}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Rounding weights and activations to a grid.
+//!
+//! Weights are rounded on the host, so that a recipe gives the same weights on every device. Activations are rounded
+//! where they live: in one pass over host memory, or with tensor operations elsewhere; a test holds the two together.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use models::kernel::{change_in_place, on_host};
+use models::per_processor;
+use rayon::prelude::*;
+
+use crate::quantize::StepError;
+use crate::quantize::fake_quant::ActivationRule;
+use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
+
+/// Values per parallel task.
+const GRAIN: usize = 1 << 14;
+
+per_processor! {
+    /// Smallest and largest value; (0, 0) for an empty slice. NaN is skipped here and comes out of the rounding.
+    pub fn range(values: &[f32]) -> (f32, f32) {
+        const LANES: usize = 16;
+        let mut lo = [f32::INFINITY; LANES];
+        let mut hi = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lo[i] = if chunk[i] < lo[i] { chunk[i] } else { lo[i] };
+                hi[i] = if chunk[i] > hi[i] { chunk[i] } else { hi[i] };
+            }
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            lo[i] = if x < lo[i] { x } else { lo[i] };
+            hi[i] = if x > hi[i] { x } else { hi[i] };
+        }
+        let lo = lo.into_iter().fold(f32::INFINITY, f32::min);
+        let hi = hi.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        if lo > hi { (0.0, 0.0) } else { (lo, hi) }
+    }
+}
+
+per_processor! {
+    /// Rounds values in place with a given scale: x̂ = Δ · (clamp(round(x/Δ) + z, lo, hi) − z).
+    pub fn round_with(values: &mut [f32], grid: Grid, scale: Scale) {
+        let (lo, hi) = grid.codes();
+        let Scale { delta, zero } = scale;
+        for x in values {
+            let code = (*x / delta).round_ties_even() + zero;
+            // Written so that NaN survives: a broken model must show, not be clamped away.
+            let code = if code < lo { lo } else { code };
+            let code = if code > hi { hi } else { code };
+            *x = (code - zero) * delta;
+        }
+    }
+}
+
+/// Fits one scale to values and rounds them in place.
+pub fn round_slice(values: &mut [f32], grid: Grid, clip: f32) -> Scale {
+    let (lo, hi) = range(values);
+    let scale = grid.fit(lo, hi, clip);
+    round_with(values, grid, scale);
+    scale
+}
+
+/// As [`round_slice`], in parallel.
+fn round_slice_parallel(values: &mut [f32], grid: Grid, clip: f32) {
+    let (lo, hi) = values
+        .par_chunks(GRAIN)
+        .map(range)
+        .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
+    let scale = grid.fit(lo, hi, clip);
+    values.par_chunks_mut(GRAIN).for_each(|chunk| round_with(chunk, grid, scale));
+}
+
+/// Rounds every run of `width` values with its own scale, in parallel.
+fn round_runs(values: &mut [f32], width: usize, grid: Grid, clip: f32) {
+    values.par_chunks_mut(width).with_min_len(GRAIN / width + 1).for_each(|run| {
+        round_slice(run, grid, clip);
+    });
+}
+
+/// Rounds a weight `[out, in]` and returns it.
+///
+/// # Errors
+/// A group width that does not divide `in`.
+pub fn round_weight(
+    name: &str,
+    weight: Tensor<2>,
+    grid: Grid,
+    granularity: Granularity,
+    clip: f32,
+) -> Result<Tensor<2>, StepError> {
+    let [out, input] = weight.dims();
+    let width = match granularity {
+        Granularity::Tensor => out * input,
+        Granularity::Channel | Granularity::Token => input,
+        Granularity::Group(n) => {
+            StepError::check_group(name, n, input)?;
+            n
+        }
+    };
+    let round = |values: &mut [f32]| match granularity {
+        Granularity::Tensor => round_slice_parallel(values, grid, clip),
+        _ => round_runs(values, width, grid, clip),
+    };
+    let device = weight.device();
+    if on_host(&device) {
+        return Ok(change_in_place(weight, round));
+    }
+    let mut data = weight.try_into_data().expect("a weight can be read from its device");
+    round(data.as_mut_slice::<f32>().expect("weights are f32"));
+    Ok(Tensor::from_data(data, &device))
+}
+
+/// Rounds an activation `[sequences, tokens, channels]`.
+///
+/// # Panics
+/// If a group does not divide the channels: the step that made the rule has checked it.
+pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
+    let [sequences, tokens, channels] = x.dims();
+    let width = match rule.granularity {
+        Granularity::Tensor => tokens * channels,
+        Granularity::Token | Granularity::Channel => channels,
+        Granularity::Group(n) => {
+            assert!(channels.is_multiple_of(n), "groups of {n} do not divide {channels} channels");
+            n
+        }
+    };
+    if on_host(&x.device()) {
+        return change_in_place(x, |values| match rule.granularity {
+            Granularity::Tensor => {
+                for sequence in values.chunks_mut(width) {
+                    round_slice_parallel(sequence, rule.grid, rule.clip);
+                }
+            }
+            _ => round_runs(values, width, rule.grid, rule.clip),
+        });
+    }
+    let runs = sequences * tokens * channels / width;
+    round_on_device(x.reshape([runs, width]), rule.grid, rule.clip).reshape([sequences, tokens, channels])
+}
+
+/// Rounds every row of `[runs, width]` with its own scale, by tensor operations.
+pub fn round_on_device(x: Tensor<2>, grid: Grid, clip: f32) -> Tensor<2> {
+    let (low, high) = grid.codes();
+    let (q, n) = (((1u32 << (grid.bits() - 1)) - 1) as f32, ((1u32 << grid.bits()) - 1) as f32);
+    let lo = x.clone().min_dim(1) * clip;
+    let hi = x.clone().max_dim(1) * clip;
+    let m = lo.clone().abs().max_pair(hi.clone().abs());
+    let guarded = |delta: Tensor<2>| {
+        let tiny = delta.clone().lower_elem(f32::MIN_POSITIVE);
+        delta.mask_fill(tiny, 1.0)
+    };
+    let (delta, zero) = match grid.convention() {
+        Convention::Absmax | Convention::AbsmaxFull => (guarded(m / q), None),
+        Convention::Smoothquant | Convention::Atom => (m.clamp_min(1e-5) / q, None),
+        Convention::FullRange => (guarded(m * 2.0 / n), None),
+        Convention::ZeroInRange => {
+            let lo = lo.clamp_max(0.0);
+            let hi = hi.clamp_min(0.0);
+            let empty = (hi.clone() - lo.clone()).equal_elem(0.0);
+            let lo = lo.mask_fill(empty.clone(), -1.0);
+            let hi = hi.mask_fill(empty, 1.0);
+            let delta = guarded((hi - lo.clone()) / n);
+            (delta.clone(), Some((lo.neg() / delta).round()))
+        }
+        Convention::Awq => {
+            let delta = (hi - lo.clone()).clamp_min(1e-5) / n;
+            (delta.clone(), Some((lo.neg() / delta).round().clamp(0.0, n)))
+        }
+        Convention::AtomAsymmetric => {
+            let delta = (hi - lo.clone()).clamp_min(1e-5) / n;
+            (delta.clone(), Some((lo.neg() / delta).round()))
+        }
+        Convention::Omniquant => {
+            let delta = ((hi - lo.clone()) / n).clamp(1e-5, 1e4);
+            (delta.clone(), Some((lo.neg() / delta).round().clamp(-1e4, 1e4)))
+        }
+    };
+    let code = (x / delta.clone()).round();
+    match zero {
+        None => code.clamp(low, high) * delta,
+        Some(zero) => ((code + zero.clone()).clamp(low, high) - zero) * delta,
+    }
+}
+
+/// A host tensor of given values: rows of `width`.
+pub fn host_rows(values: Vec<f32>, width: usize) -> Tensor<2> {
+    let rows = values.len() / width;
+    Tensor::from_data(TensorData::new(values, [rows, width]), &Device::flex())
+}
