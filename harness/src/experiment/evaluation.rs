@@ -68,7 +68,9 @@ impl Evaluation {
 /// The page of a metric: its file's module documentation.
 pub fn metric_page(name: &str) -> Option<String> {
     match name {
-        "perplexity" => Some(crate::quantize::page(include_str!("../evaluate/metrics/perplexity.rs"))),
+        "perplexity" => Some(crate::quantize::page(include_str!(
+            "../evaluate/metrics/perplexity.rs"
+        ))),
         _ => None,
     }
 }
@@ -76,7 +78,10 @@ pub fn metric_page(name: &str) -> Option<String> {
 /// Reads an `[[evaluate]]` block.
 pub(super) fn read(mut block: Block<'_>) -> Result<Evaluation, Box<Fault>> {
     if let Some((task, place)) = block.take_word("task")? {
-        let fault = block.fault(place, format!("unknown task `{task}`: this version has no tasks yet"));
+        let fault = block.fault(
+            place,
+            format!("unknown task `{task}`: this version has no tasks yet"),
+        );
         return Err(fault.note(format!("metrics: {}", METRICS.join(", "))));
     }
     let Some((metric, place)) = block.take_word("metric")? else {
@@ -91,17 +96,32 @@ pub(super) fn read(mut block: Block<'_>) -> Result<Evaluation, Box<Fault>> {
 
 fn unknown_metric(block: &Block<'_>, metric: &str, place: Range<usize>) -> Box<Fault> {
     let near = names::hint(metric, METRICS.iter().copied());
-    block.fault(place, format!("unknown metric `{metric}`{near}")).note(format!("metrics: {}", METRICS.join(", ")))
+    block
+        .fault(place, format!("unknown metric `{metric}`{near}"))
+        .note(format!("metrics: {}", METRICS.join(", ")))
 }
 
 fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
-    let wire::Perplexity { protocol, corpus, length, bos, limit } = block.read()?;
+    let wire::Perplexity {
+        protocol,
+        corpus,
+        length,
+        bos,
+        limit,
+    } = block.read()?;
     if length < 2 {
-        let message = format!("`length` must be at least 2, one token to see and one to predict, not {length}");
+        let message =
+            format!("`length` must be at least 2, one token to see and one to predict, not {length}");
         return Err(block.fault_of_key(message));
     }
     if limit == Some(0) {
         return Err(block.fault_of_key("`limit` must be at least 1; leave it out for every window".into()));
     }
-    Ok(Perplexity { protocol, corpus: corpus.0, length, bos, limit })
+    Ok(Perplexity {
+        protocol,
+        corpus: corpus.0,
+        length,
+        bos,
+        limit,
+    })
 }

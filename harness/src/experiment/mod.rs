@@ -213,8 +213,10 @@ impl Experiment {
     /// # Errors
     /// Where the file cannot be read, is no TOML, or says something that cannot be.
     pub fn read(path: &Path) -> Result<Self, ExperimentError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ExperimentError::Read { file: path.to_path_buf(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ExperimentError::Read {
+            file: path.to_path_buf(),
+            source,
+        })?;
         Ok(Self::parse(&text, path)?)
     }
 
@@ -228,13 +230,19 @@ impl Experiment {
 
     /// The exclusion that takes a cell away, as an index into `exclude`. The original is never excluded.
     pub fn exclusion_of(&self, model: &str, recipe: &str, calibration: Option<&str>) -> Option<usize> {
-        self.exclude.iter().position(|exclusion| exclusion.matches(model, recipe, calibration))
+        self.exclude
+            .iter()
+            .position(|exclusion| exclusion.matches(model, recipe, calibration))
     }
 
     /// The same experiment with at most `limit` windows or items per evaluation, for a quick look. Expectations are
     /// about full measurements, so there are none left.
     pub fn limited(mut self, limit: usize) -> Self {
-        self.evaluations = self.evaluations.into_iter().map(|evaluation| evaluation.limited(limit)).collect();
+        self.evaluations = self
+            .evaluations
+            .into_iter()
+            .map(|evaluation| evaluation.limited(limit))
+            .collect();
         self.expectations.clear();
         self
     }
@@ -290,7 +298,8 @@ fn corpus_description(corpus: &CorpusRef) -> Value {
 
 impl Exclusion {
     fn matches(&self, model: &str, recipe: &str, calibration: Option<&str>) -> bool {
-        let fits = |pattern: &Option<String>, name| pattern.as_ref().is_none_or(|pattern| glob(pattern, name));
+        let fits =
+            |pattern: &Option<String>, name| pattern.as_ref().is_none_or(|pattern| glob(pattern, name));
         let calibration_fits = match (&self.calibration, calibration) {
             (Some(pattern), Some(name)) => glob(pattern, name),
             (Some(_), None) => false,
@@ -302,9 +311,15 @@ impl Exclusion {
 
 impl fmt::Display for Exclusion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let axes = [("model", &self.model), ("recipe", &self.recipe), ("calibration", &self.calibration)];
-        let said: Vec<_> =
-            axes.iter().filter_map(|(axis, glob)| glob.as_ref().map(|glob| format!("{axis} = \"{glob}\""))).collect();
+        let axes = [
+            ("model", &self.model),
+            ("recipe", &self.recipe),
+            ("calibration", &self.calibration),
+        ];
+        let said: Vec<_> = axes
+            .iter()
+            .filter_map(|(axis, glob)| glob.as_ref().map(|glob| format!("{axis} = \"{glob}\"")))
+            .collect();
         write!(f, "{{ {} }}", said.join(", "))
     }
 }
@@ -313,12 +328,22 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::NotSwept { kind, name, line } => {
-                write!(f, "{kind} `{name}` (line {line}) is defined but not swept: name it in [sweep] {kind}s, or delete it")
+                write!(
+                    f,
+                    "{kind} `{name}` (line {line}) is defined but not swept: name it in [sweep] {kind}s, or delete it"
+                )
             }
             Warning::SameSteps { first, second } => {
-                write!(f, "recipes `{first}` and `{second}` say the same: they are measured once and shown twice")
+                write!(
+                    f,
+                    "recipes `{first}` and `{second}` say the same: they are measured once and shown twice"
+                )
             }
-            Warning::Order { recipe, steps: [first, second], why } => {
+            Warning::Order {
+                recipe,
+                steps: [first, second],
+                why,
+            } => {
                 write!(f, "recipe `{recipe}` has `{second}` after `{first}`: {why}")
             }
         }

@@ -32,7 +32,9 @@ fn read_step(block: &Block<'_>) -> Result<Step, Box<Fault>> {
         return Err(fault.note(format!("steps: {}", NAMES.join(", "))));
     };
     step.method().check().map_err(|message| {
-        block.fault_of_key(message).note(format!("`quantscope explain {name}` describes the step"))
+        block
+            .fault_of_key(message)
+            .note(format!("`quantscope explain {name}` describes the step"))
     })?;
     Ok(step.resolved())
 }
@@ -52,7 +54,11 @@ fn check_order(
                 return Err(blocks[j].fault(blocks[j].place_of("step"), message).note(why));
             }
             Order::Doubtful(why) => {
-                warnings.push(Warning::Order { recipe: recipe.to_string(), steps: [first, second], why });
+                warnings.push(Warning::Order {
+                    recipe: recipe.to_string(),
+                    steps: [first, second],
+                    why,
+                });
             }
             Order::Fine => {}
         }
@@ -63,7 +69,10 @@ fn check_order(
 /// Every pair of places whose order there is something to say about.
 fn misplaced(stages: &[Stage]) -> Vec<(usize, usize, Order)> {
     let pairs = (0..stages.len()).flat_map(|j| (0..j).map(move |i| (i, j)));
-    pairs.map(|(i, j)| (i, j, stages[j].after(stages[i]))).filter(|(_, _, order)| *order != Order::Fine).collect()
+    pairs
+        .map(|(i, j)| (i, j, stages[j].after(stages[i])))
+        .filter(|(_, _, order)| *order != Order::Fine)
+        .collect()
 }
 
 fn check_claims(steps: &[Step], blocks: &[Block<'_>]) -> Result<(), Box<Fault>> {
@@ -97,7 +106,10 @@ mod tests {
                 (Quantize, Quantize) => assert_eq!(found, []),
                 // Smoothing what is rotated is possible, and worth a warning.
                 (Smooth, Rotate) => assert!(matches!(found[..], [(2, 3, Order::Doubtful(_))]), "{found:?}"),
-                _ => assert!(found.iter().any(|(_, _, order)| matches!(order, Order::Wrong(_))), "{swapped:?}"),
+                _ => assert!(
+                    found.iter().any(|(_, _, order)| matches!(order, Order::Wrong(_))),
+                    "{swapped:?}"
+                ),
             }
         }
     }

@@ -100,11 +100,15 @@ impl Stage {
             (_, Stage::Prefix) => Order::Wrong("a prefix comes first: it changes what every other step sees"),
             (Stage::Tune, _) => Order::Wrong("tuning comes last: it needs the grids it tunes"),
             (Stage::Quantize, Stage::Keep) => Order::Wrong("what is kept is said before anything is rounded"),
-            (Stage::Quantize, _) => Order::Wrong("transforms come before grids: what is rounded stays as it is"),
-            (Stage::Keep, _) => Order::Wrong("transforms come before `keep`, which looks at transformed activations"),
-            (Stage::Rotate, Stage::Smooth) => {
-                Order::Doubtful("scales fitted on rotated channels have little left to even out; smooth first, then rotate")
+            (Stage::Quantize, _) => {
+                Order::Wrong("transforms come before grids: what is rounded stays as it is")
             }
+            (Stage::Keep, _) => {
+                Order::Wrong("transforms come before `keep`, which looks at transformed activations")
+            }
+            (Stage::Rotate, Stage::Smooth) => Order::Doubtful(
+                "scales fitted on rotated channels have little left to even out; smooth first, then rotate",
+            ),
             _ => Order::Wrong("shifts come before scales and rotations, which act on what was shifted"),
         }
     }
