@@ -1,0 +1,246 @@
+//! The flags that every verb takes.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+
+use crate::names::hint;
+use crate::plan::Selection;
+
+/// The flags that every verb takes; a verb that has no use for one ignores it.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Options {
+    /// Keep only the models that this glob matches. May be given several times.
+    ///
+    /// Use it to run one model of a large experiment: -m 'builtin/*'. `*` stands for any characters, `?` for one.
+    #[arg(
+        short = 'm',
+        long = "keep-models",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub keep_models: Vec<String>,
+
+    /// Drop the models that this glob matches.
+    ///
+    /// Use it to leave out what does not fit this machine: -M 'meta-llama/*'.
+    #[arg(
+        short = 'M',
+        long = "drop-models",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub drop_models: Vec<String>,
+
+    /// Keep only the recipes that this glob matches; the original stays beside them.
+    ///
+    /// Use it while writing a recipe: -r my-recipe. The original is kept, because a quantized value means little
+    /// without it; -R original drops it.
+    #[arg(
+        short = 'r',
+        long = "keep-recipes",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub keep_recipes: Vec<String>,
+
+    /// Drop the recipes that this glob matches; only -R original drops the original.
+    #[arg(
+        short = 'R',
+        long = "drop-recipes",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub drop_recipes: Vec<String>,
+
+    /// Keep only the calibration sets that this glob matches; cells that need none stay.
+    #[arg(
+        short = 'c',
+        long = "keep-calibrations",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub keep_calibrations: Vec<String>,
+
+    /// Drop the calibration sets that this glob matches.
+    #[arg(
+        short = 'C',
+        long = "drop-calibrations",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub drop_calibrations: Vec<String>,
+
+    /// Keep only the metrics and tasks that this glob matches, by name or by full id.
+    ///
+    /// Use it to add one evaluation now and the slow ones tonight: -t perplexity, or -t 'perplexity/gptq/wikitext2*'.
+    #[arg(
+        short = 't',
+        long = "keep-tasks",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub keep_tasks: Vec<String>,
+
+    /// Drop the metrics and tasks that this glob matches, by name or by full id.
+    #[arg(
+        short = 'T',
+        long = "drop-tasks",
+        value_name = "GLOB",
+        help_heading = "Filters"
+    )]
+    pub drop_tasks: Vec<String>,
+
+    /// Where to compute: auto, cpu, cuda[:n], vulkan[:software] or metal.
+    ///
+    /// auto takes CUDA if it is compiled in and present, then Vulkan or Metal, then the CPU, and says which. Name a
+    /// device to be sure of it; vulkan:software allows a driver that runs on the CPU, for tests.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Places")]
+    pub device: DeviceChoice,
+
+    /// Folder of records and reports. The default is results/ and the experiment's name.
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    pub results: Option<PathBuf>,
+
+    /// Folder of corpora by name; what is not there comes from the hub. The default is $QUANTSCOPE_DATA.
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    pub data: Option<PathBuf>,
+
+    /// Folder under which local models are looked up. The default is $QUANTSCOPE_MODELS.
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    pub models: Option<PathBuf>,
+
+    /// Forbid the network: a model or text that is not on disk is an error.
+    #[arg(long, help_heading = "Places")]
+    pub offline: bool,
+
+    /// Show what would be done, and do nothing.
+    #[arg(long, help_heading = "Running")]
+    pub dry_run: bool,
+
+    /// Measure at most N windows or items per evaluation, for a quick look.
+    ///
+    /// Such records are kept apart from full ones, the metric's id says how many were used, and expectations are not
+    /// checked.
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    pub limit: Option<NonZeroUsize>,
+
+    /// Try again what failed before; without it a failure is kept until its cause is removed from the plan.
+    #[arg(long, help_heading = "Running")]
+    pub retry_failed: bool,
+}
+
+impl Options {
+    /// The filters.
+    pub fn selection(&self) -> Selection {
+        let globs = |keep: &[String], drop: &[String]| crate::plan::Globs {
+            keep: keep.to_vec(),
+            drop: drop.to_vec(),
+        };
+        Selection {
+            models: globs(&self.keep_models, &self.drop_models),
+            recipes: globs(&self.keep_recipes, &self.drop_recipes),
+            calibrations: globs(&self.keep_calibrations, &self.drop_calibrations),
+            tasks: globs(&self.keep_tasks, &self.drop_tasks),
+        }
+    }
+
+    /// The folder of corpora: the flag, else `QUANTSCOPE_DATA`.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        self.data.clone().or_else(|| from_environment("QUANTSCOPE_DATA"))
+    }
+
+    /// The folder of local models: the flag, else `QUANTSCOPE_MODELS`.
+    pub fn models_dir(&self) -> Option<PathBuf> {
+        self.models
+            .clone()
+            .or_else(|| from_environment("QUANTSCOPE_MODELS"))
+    }
+
+    /// The folder of records of an experiment.
+    pub fn results_of(&self, experiment: &str) -> PathBuf {
+        self.results
+            .clone()
+            .unwrap_or_else(|| Path::new("results").join(experiment))
+    }
+}
+
+/// A variable that is set to something.
+fn from_environment(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+}
+
+/// Where to compute, as a user names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best that is present.
+    #[default]
+    Auto,
+    /// The host.
+    Cpu,
+    /// The n-th CUDA device.
+    Cuda(usize),
+    /// A Vulkan adapter.
+    Vulkan {
+        /// Whether a driver that runs on the CPU is welcome.
+        software: bool,
+    },
+    /// A Metal adapter.
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let choices = ["auto", "cpu", "cuda", "vulkan", "vulkan:software", "metal"];
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            None if text == "vulkan" => Ok(Self::Vulkan { software: false }),
+            None if text == "metal" => Ok(Self::Metal),
+            Some(("vulkan", "software")) => Ok(Self::Vulkan { software: true }),
+            Some(("cuda", n)) => match n.parse() {
+                Ok(n) => Ok(Self::Cuda(n)),
+                Err(_) => Err(format!(
+                    "cuda:n takes the number of a device, such as cuda:0, not `{n}`"
+                )),
+            },
+            _ => Err(format!(
+                "unknown device{}; auto, cpu, cuda[:n], vulkan[:software] or metal",
+                hint(text, choices)
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_documented() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+            ("vulkan", DeviceChoice::Vulkan { software: false }),
+            ("vulkan:software", DeviceChoice::Vulkan { software: true }),
+            ("metal", DeviceChoice::Metal),
+        ] {
+            assert_eq!(text.parse(), Ok(choice));
+        }
+        let error = "vulcan".parse::<DeviceChoice>().unwrap_err();
+        assert_eq!(
+            error,
+            "unknown device (did you mean `vulkan`?); auto, cpu, cuda[:n], vulkan[:software] or metal"
+        );
+        assert!("cuda:x".parse::<DeviceChoice>().unwrap_err().contains("cuda:0"));
+    }
+}
