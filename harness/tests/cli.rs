@@ -86,7 +86,7 @@ fn bad_arguments_exit_with_2() {
         ),
         (
             &["explain", "wieghts"],
-            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, weights, perplexity",
+            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, weights, perplexity, conventions",
         ),
         (&["swep", "small.toml"], "a similar subcommand exists: 'sweep'"),
     ] {
@@ -109,6 +109,8 @@ fn explain_and_list_print_the_registries() {
         page.starts_with("`weights`: round the weights") && page.contains("# Equation"),
         "{page}"
     );
+    let grids = text(&quantscope(&["explain", "conventions"]).stdout);
+    assert!(grids.contains("| `zero-in-range` |"), "{grids}");
     let steps = text(&quantscope(&["list", "steps"]).stdout);
     let names: Vec<_> = steps
         .lines()

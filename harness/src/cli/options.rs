@@ -127,7 +127,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Running")]
     pub limit: Option<NonZeroUsize>,
 
-    /// Try again what failed before; without it a failure is kept until its cause is removed from the plan.
+    /// Try again what failed before; without it, a cell that has failed is left alone.
     #[arg(long, help_heading = "Running")]
     pub retry_failed: bool,
 }
