@@ -8,6 +8,7 @@
 //! | [`tokenizer`] | text to token ids |
 //! | [`decoder`], [`attention`], [`linear`], [`kernel`], [`simd`] | the one forward pass |
 //! | [`site`] | its observable places, and the trait through which they are seen and changed |
+//! | [`hub`] | checkpoints and data files from the Hugging Face hub, through its cache |
 //! | [`builtin`] | what ships with the program |
 
 pub mod architecture;
@@ -16,6 +17,7 @@ pub mod builtin;
 pub mod checkpoint;
 pub mod decoder;
 pub mod families;
+pub mod hub;
 pub mod kernel;
 pub mod linear;
 pub mod simd;

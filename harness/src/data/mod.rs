@@ -1,8 +1,34 @@
 //! Text: where corpora come from, and how they become windows of token ids.
 
+pub mod corpus;
+pub mod document;
+pub mod window;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+/// The environment variable that names the data directory when `--data` does not.
+pub const DATA_VARIABLE: &str = "QUANTSCOPE_DATA";
+
+/// The environment variable that names the folder of local models when `--models` does not.
+pub const MODELS_VARIABLE: &str = "QUANTSCOPE_MODELS";
+
+/// The data directory: what `--data` says, else [`DATA_VARIABLE`].
+pub fn data_dir(flag: Option<PathBuf>) -> Option<PathBuf> {
+    flag.or_else(|| folder_from(DATA_VARIABLE))
+}
+
+/// The folder of local models: what `--models` says, else [`MODELS_VARIABLE`].
+pub fn models_dir(flag: Option<PathBuf>) -> Option<PathBuf> {
+    flag.or_else(|| folder_from(MODELS_VARIABLE))
+}
+
+fn folder_from(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+}
 
 /// Where BOS stands in windows and samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,9 +72,9 @@ impl CorpusRef {
     pub fn label(&self) -> String {
         match self {
             CorpusRef::Named(name) => name.replace('/', "-"),
-            CorpusRef::File { path, .. } => {
-                path.file_stem().map_or_else(|| "file".into(), |stem| stem.to_string_lossy().into_owned())
-            }
+            CorpusRef::File { path, .. } => path
+                .file_stem()
+                .map_or_else(|| "file".into(), |stem| stem.to_string_lossy().into_owned()),
         }
     }
 }

@@ -1,0 +1,203 @@
+//! One cell, from checkpoint to measurements.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use models::Decoder;
+
+use crate::evaluate::decoder_model::DecoderModel;
+use crate::evaluate::metrics::perplexity;
+use crate::evaluate::{EvaluateError, Measured};
+use crate::experiment::Evaluation;
+use crate::plan::Cell;
+use crate::quantize::{self, fake_quant::FakeQuant};
+use crate::record::execution::Underway;
+use crate::record::{CellResult, Execution, Failure, MeasurementResult, Reading, SCHEMA};
+use crate::run::{Event, RunError, Sweep, source};
+
+/// What went wrong with a cell, before it is written down.
+struct Fault {
+    stage: &'static str,
+    message: String,
+    cure: String,
+}
+
+impl Fault {
+    fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
+        Self { stage, message: message.to_string(), cure: cure.to_string() }
+    }
+}
+
+impl Sweep<'_> {
+    /// Makes the cell's model and measures what is missing. A fault is recorded; only a broken store is an error.
+    pub(super) fn compute(&mut self, cell: &Cell, id: &str, missing: &[usize]) -> Result<(), RunError> {
+        let underway = Execution::begin(&self.options.device.name);
+        let (mut decoder, mut tap) = match self.make(cell, id, underway.clone())? {
+            Ok(made) => made,
+            Err(fault) => return self.fail(cell, id, None, fault, underway),
+        };
+        for &position in missing {
+            if self.interrupt.requested() {
+                self.summary.interrupted = true;
+                return Ok(());
+            }
+            self.evaluate(cell, id, &cell.evaluations[position], &mut decoder, &mut tap)?;
+        }
+        Ok(())
+    }
+
+    /// Loads the checkpoint, applies the recipe, and publishes the cell.
+    fn make(
+        &mut self,
+        cell: &Cell,
+        id: &str,
+        underway: Underway,
+    ) -> Result<Result<(Decoder, FakeQuant), Fault>, RunError> {
+        let source = match &self.sources[&cell.model.label] {
+            Ok(source) => source,
+            Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
+        };
+        let made = catching(self.options.device, || {
+            let device = &self.options.device.device;
+            let mut decoder = source
+                .checkpoint
+                .load(device)
+                .map_err(|e| Fault::new("load", e, "mend or fetch the checkpoint again, then run with --retry-failed"))?;
+            let (tap, fitted) = quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
+                Fault::new("quantize", format!("step {step}: {e}"), "change the recipe in the experiment file")
+            })?;
+            Ok((decoder, tap, fitted))
+        });
+        let (decoder, tap, fitted) = match made {
+            Ok(made) => made,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        if self.store.cell(id)?.is_none() {
+            let result = CellResult {
+                id: id.into(),
+                model: source.identity.clone(),
+                steps: source::steps(cell),
+                calibration: None,
+                seed: cell.seed,
+                fitted,
+            };
+            self.store.publish_cell(result, underway.finish())?;
+        }
+        self.store.clear_failure(id, None)?;
+        Ok(Ok((decoder, tap)))
+    }
+
+    /// Measures one evaluation and publishes it, or records why not.
+    fn evaluate(
+        &mut self,
+        cell: &Cell,
+        id: &str,
+        evaluation: &Evaluation,
+        decoder: &mut Decoder,
+        tap: &mut FakeQuant,
+    ) -> Result<(), RunError> {
+        let mut underway = Execution::begin(&self.options.device.name);
+        let metric = evaluation.id();
+        let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
+        let windows = match self.texts.windows(evaluation, &source.checkpoint) {
+            Ok(windows) => windows,
+            Err(e) => {
+                let fault = Fault::new("evaluate", e, "change the evaluation's corpus, length or bos");
+                return self.fail(cell, id, Some(&metric), fault, underway);
+            }
+        };
+        let interrupt = self.interrupt;
+        let observer = &mut *self.observer;
+        let mut interrupted = false;
+        let measured = catching(self.options.device, || {
+            let mut model = DecoderModel::new(decoder, tap);
+            let measured: Result<Measured, EvaluateError> =
+                perplexity::measure(&mut model, &windows.windows, &mut |done, total| {
+                    observer.event(Event::Progress { done, total });
+                    !interrupt.requested()
+                });
+            underway.add_forward(model.forward.as_secs_f64(), model.tokens);
+            match measured {
+                Ok(measured) => Ok(Some(measured)),
+                Err(EvaluateError::Interrupted) => {
+                    interrupted = true;
+                    Ok(None)
+                }
+                Err(e) => {
+                    let cure = "the recipe breaks this model: try more bits, a finer granularity, or another device";
+                    Err(Fault::new("evaluate", e, cure))
+                }
+            }
+        });
+        if interrupted {
+            self.summary.interrupted = true;
+            return Ok(());
+        }
+        let measured = match measured {
+            Ok(Some(measured)) => measured,
+            Ok(None) => return Ok(()),
+            Err(fault) => {
+                let message = fault.message.clone();
+                self.fail(cell, id, Some(&metric), fault, underway)?;
+                return self.options.device.still_works().map_err(|e| RunError::Device {
+                    device: self.options.device.name.clone(),
+                    message: format!("{message}; {e}"),
+                });
+            }
+        };
+        let mut detail = windows.detail;
+        detail.extend(measured.detail);
+        let result = MeasurementResult {
+            cell: id.into(),
+            reading: if cell.recipe.is_original() { Reading::Original } else { Reading::Quantized },
+            metric: metric.clone(),
+            version: evaluation.version(),
+            value: measured.value,
+            stderr: measured.stderr,
+            n: measured.n,
+            detail,
+        };
+        let seconds = underway.seconds();
+        self.store.publish_measurement(result.clone(), underway.finish())?;
+        self.store.clear_failure(id, Some(&metric))?;
+        self.summary.measured += 1;
+        self.measured(cell, &result, false, seconds);
+        Ok(())
+    }
+
+    /// Writes a fault down and goes on.
+    fn fail(
+        &mut self,
+        cell: &Cell,
+        id: &str,
+        metric: Option<&str>,
+        fault: Fault,
+        underway: Underway,
+    ) -> Result<(), RunError> {
+        let failure = Failure {
+            schema: SCHEMA,
+            cell: id.into(),
+            metric: metric.map(Into::into),
+            stage: fault.stage.into(),
+            message: fault.message,
+            cure: fault.cure,
+            execution: underway.finish(),
+        };
+        self.store.record_failure(failure.clone())?;
+        self.summary.failed += 1;
+        self.observer.event(Event::Failed { cell, failure: &failure, earlier: false });
+        Ok(())
+    }
+}
+
+/// Runs device work so that a panic of the framework or its driver becomes a fault.
+fn catching<T>(device: &crate::device::Selected, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_else(|| "no message".into());
+        let cure = format!("{} gave up: try less memory (fewer or shorter windows) or --device cpu", device.name);
+        Err(Fault::new("evaluate", format!("panic: {message}"), cure))
+    })
+}

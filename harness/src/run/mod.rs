@@ -1,0 +1,384 @@
+//! Running a plan: the only place that wires stages together. load → quantize → evaluate, cell by cell, into a store.
+//!
+//! Nothing here prints: what happens is told to an [`Observer`]. A cell that fails is recorded and the next one runs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::data::corpus::DataOptions;
+use crate::device::Selected;
+use crate::experiment::{Evaluation, Experiment};
+use crate::plan::{Cell, Plan};
+use crate::record::store::{ClaimOutcome, Store, StoreError};
+use crate::record::{Failure, Manifest, ManifestCell, ManifestExpectation, MeasurementResult, SCHEMA};
+use crate::run::interrupt::Interrupt;
+
+mod cell;
+pub mod interrupt;
+mod source;
+mod texts;
+
+pub use source::{ModelOptions, open_checkpoint};
+
+/// What a sweep needs besides the plan.
+pub struct Options<'a> {
+    /// Where the models run.
+    pub device: &'a Selected,
+    /// Where models are looked for.
+    pub models: ModelOptions,
+    /// Where corpora are looked for.
+    pub data: DataOptions,
+    /// The results folder.
+    pub results: PathBuf,
+    /// Try again what failed before.
+    pub retry_failed: bool,
+}
+
+/// What happens during a sweep.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Looking at a model's files: `downloaded` and `total` bytes of a file where it is being fetched.
+    Opening {
+        /// Its label.
+        model: &'a str,
+    },
+    /// A file of a model is being fetched.
+    Download {
+        /// The file.
+        file: &'a str,
+        /// Bytes here.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A model's files are there.
+    Opened {
+        /// Its label.
+        model: &'a str,
+        /// Number of parameters.
+        parameters: u64,
+        /// Bytes that the weights and the workspace need at their peak.
+        memory: u64,
+    },
+    /// Work on a cell begins; `index` of `total`.
+    CellStarted {
+        /// Position in the plan.
+        index: usize,
+        /// Cells of the plan.
+        total: usize,
+        /// The cell.
+        cell: &'a Cell,
+    },
+    /// An evaluation goes on.
+    Progress {
+        /// Windows done.
+        done: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// A value is there.
+    Measured {
+        /// The cell.
+        cell: &'a Cell,
+        /// The value.
+        measurement: &'a MeasurementResult,
+        /// Whether it was in the store already.
+        reused: bool,
+        /// Seconds it took, 0 where it was reused.
+        seconds: f64,
+    },
+    /// A cell or measurement failed.
+    Failed {
+        /// The cell.
+        cell: &'a Cell,
+        /// What is recorded of it.
+        failure: &'a Failure,
+        /// Whether it failed in an earlier run and was not tried again.
+        earlier: bool,
+    },
+    /// A value differs from its anchor.
+    Missed {
+        /// The anchor.
+        expectation: &'a ManifestExpectation,
+        /// The measured value.
+        value: f64,
+    },
+    /// Another process is computing the rest; waiting for it.
+    Waiting {
+        /// Cells it holds.
+        cells: usize,
+    },
+}
+
+/// Told of every event.
+pub trait Observer {
+    /// Called on the thread of the sweep; should return soon.
+    fn event(&mut self, event: Event);
+}
+
+/// How a sweep ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Measurements made now.
+    pub measured: usize,
+    /// Measurements that were there.
+    pub reused: usize,
+    /// Cells or measurements that failed, now or earlier.
+    pub failed: usize,
+    /// Expectations that were missed.
+    pub missed: usize,
+    /// Whether the user stopped it.
+    pub interrupted: bool,
+}
+
+/// What stops a whole sweep.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A text cannot be read: found before any model is loaded.
+    #[error("evaluation {metric}: {source}")]
+    Corpus {
+        /// The full metric id.
+        metric: String,
+        /// Why.
+        source: crate::data::corpus::CorpusError,
+    },
+    /// The device failed in a way that leaves it unusable.
+    #[error(
+        "{device} failed and cannot be used any more: {message}; everything measured so far is kept, run again to go on"
+    )]
+    Device {
+        /// The device.
+        device: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// Measures every cell of a plan that is not in the store yet.
+///
+/// # Errors
+/// Only what leaves nothing to go on with; a failing cell is recorded and counted.
+pub fn sweep(
+    experiment: &Experiment,
+    plan: &Plan,
+    options: &Options,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<Summary, RunError> {
+    let store = Store::open(&options.results)?;
+    let mut sweep = Sweep {
+        expectations: expectations(experiment),
+        texts: texts::Texts::load(plan, &options.data)?,
+        sources: BTreeMap::new(),
+        summary: Summary::default(),
+        store: &store,
+        plan,
+        options,
+        interrupt,
+        observer,
+    };
+    sweep.open_models();
+    let mut manifest = manifest(experiment, plan);
+    for (listed, cell) in manifest.cells.iter_mut().zip(&plan.cells) {
+        listed.id = sweep.id(cell);
+    }
+    store.write_manifest(&manifest)?;
+
+    let mut pending: Vec<usize> = (0..plan.cells.len()).collect();
+    while !pending.is_empty() && !sweep.summary.interrupted {
+        let mut held = Vec::new();
+        let before = pending.len();
+        for index in pending {
+            if interrupt.requested() {
+                sweep.summary.interrupted = true;
+                break;
+            }
+            if !sweep.cell(index)? {
+                held.push(index);
+            }
+        }
+        if !held.is_empty() && held.len() == before {
+            sweep.observer.event(Event::Waiting { cells: held.len() });
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        pending = held;
+    }
+    Ok(sweep.summary)
+}
+
+/// The state of a sweep; its methods are the stages.
+struct Sweep<'a> {
+    store: &'a Store,
+    plan: &'a Plan,
+    options: &'a Options<'a>,
+    interrupt: &'a Interrupt,
+    observer: &'a mut dyn Observer,
+    texts: texts::Texts,
+    /// By model label: what is there, or why nothing is.
+    sources: BTreeMap<String, Result<source::Source, source::SourceError>>,
+    expectations: Vec<ManifestExpectation>,
+    summary: Summary,
+}
+
+impl Sweep<'_> {
+    /// Opens every model of the plan, so that faults of files show before the long work starts.
+    fn open_models(&mut self) {
+        for cell in &self.plan.cells {
+            let label = &cell.model.label;
+            if self.sources.contains_key(label) || self.interrupt.requested() {
+                continue;
+            }
+            self.observer.event(Event::Opening { model: label });
+            let longest = cell.evaluations.iter().map(Evaluation::length).max().unwrap_or(1);
+            let source = source::Source::open(&cell.model, &self.options.models, &mut |file, done, total| {
+                self.observer.event(Event::Download { file, done, total });
+            });
+            if let Ok(source) = &source {
+                let memory = source.memory(longest);
+                self.observer.event(Event::Opened { model: label, parameters: source.identity.parameters, memory });
+            }
+            self.sources.insert(label.clone(), source);
+        }
+    }
+
+    /// The cell's content id, or that of its description where the model's files are not there.
+    fn id(&self, cell: &Cell) -> String {
+        match self.sources.get(&cell.model.label) {
+            Some(Ok(source)) => source.cell_id(cell),
+            _ => cell.description_id(),
+        }
+    }
+
+    /// Does what is missing of a cell. False where another process holds it.
+    fn cell(&mut self, index: usize) -> Result<bool, RunError> {
+        let cell = &self.plan.cells[index];
+        let id = self.id(cell);
+        if self.missing(cell, &id)?.is_empty() {
+            return self.tell_known(cell, &id).map(|()| true);
+        }
+        let claim = match self.store.claim(&id, None)? {
+            ClaimOutcome::Claimed(claim) => claim,
+            ClaimOutcome::HeldBy(_) => return Ok(false),
+        };
+        // Another process may have finished between the look and the claim.
+        let missing = self.missing(cell, &id)?;
+        self.tell_known(cell, &id)?;
+        if !missing.is_empty() {
+            self.observer.event(Event::CellStarted { index, total: self.plan.cells.len(), cell });
+            self.compute(cell, &id, &missing)?;
+        }
+        drop(claim);
+        Ok(true)
+    }
+
+    /// The evaluations of a cell that have neither a value nor, unless failures are tried again, a failure.
+    fn missing(&self, cell: &Cell, id: &str) -> Result<Vec<usize>, StoreError> {
+        if !self.options.retry_failed && self.store.failure(id, None)?.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut missing = Vec::new();
+        for (position, evaluation) in cell.evaluations.iter().enumerate() {
+            let metric = evaluation.id();
+            let there = self.store.measurement(id, &metric, evaluation.version())?.is_some();
+            let failed = !self.options.retry_failed && self.store.failure(id, Some(&metric))?.is_some();
+            if !there && !failed {
+                missing.push(position);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Tells of the values and failures that were there before.
+    fn tell_known(&mut self, cell: &Cell, id: &str) -> Result<(), StoreError> {
+        let whole = self.store.failure(id, None)?;
+        if let Some(failure) = whole.filter(|_| !self.options.retry_failed) {
+            self.summary.failed += 1;
+            self.observer.event(Event::Failed { cell, failure: &failure, earlier: true });
+        }
+        for evaluation in &cell.evaluations {
+            let metric = evaluation.id();
+            if let Some(found) = self.store.measurement(id, &metric, evaluation.version())? {
+                self.summary.reused += 1;
+                self.measured(cell, &found.result, true, 0.0);
+            } else if let Some(failure) =
+                self.store.failure(id, Some(&metric))?.filter(|_| !self.options.retry_failed)
+            {
+                self.summary.failed += 1;
+                self.observer.event(Event::Failed { cell, failure: &failure, earlier: true });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells of a value and checks it against its anchors.
+    fn measured(&mut self, cell: &Cell, measurement: &MeasurementResult, reused: bool, seconds: f64) {
+        self.observer.event(Event::Measured { cell, measurement, reused, seconds });
+        let calibration = cell.calibration.as_ref().map(|c| c.name.as_str());
+        for expectation in &self.expectations {
+            let concerned = expectation.model == cell.model.label
+                && expectation.recipe == cell.recipe.name
+                && expectation.metric == measurement.metric
+                && (expectation.calibration.is_none() || expectation.calibration.as_deref() == calibration);
+            if concerned && (measurement.value - expectation.value).abs() > expectation.tolerance {
+                self.summary.missed += 1;
+                self.observer.event(Event::Missed { expectation, value: measurement.value });
+            }
+        }
+    }
+}
+
+fn expectations(experiment: &Experiment) -> Vec<ManifestExpectation> {
+    experiment
+        .expectations
+        .iter()
+        .map(|e| ManifestExpectation {
+            model: e.model.clone(),
+            recipe: e.recipe.clone(),
+            calibration: e.calibration.clone(),
+            metric: e.metric.clone(),
+            value: e.value,
+            tolerance: e.tolerance,
+            source: e.source.clone(),
+        })
+        .collect()
+}
+
+/// What the experiment asks for, for the report; ids are filled in once they are known.
+fn manifest(experiment: &Experiment, plan: &Plan) -> Manifest {
+    let mut recipes = vec![crate::experiment::ORIGINAL.to_string()];
+    recipes.extend(experiment.recipes.iter().map(|recipe| recipe.name.clone()));
+    Manifest {
+        schema: SCHEMA,
+        experiment: experiment.name.clone(),
+        file: experiment.file.display().to_string(),
+        question: experiment.question.clone(),
+        reference: experiment.reference.clone(),
+        analysis: experiment.analysis.clone(),
+        models: experiment.models.iter().map(|model| model.label.clone()).collect(),
+        recipes,
+        calibrations: experiment.calibrations.iter().map(|c| c.name.clone()).collect(),
+        cells: plan
+            .cells
+            .iter()
+            .map(|cell| ManifestCell {
+                id: String::new(),
+                model: cell.model.label.clone(),
+                recipe: cell.recipe.name.clone(),
+                calibration: cell.calibration.as_ref().map(|c| c.name.clone()),
+                seed: cell.seed,
+                metrics: cell.evaluations.iter().map(Evaluation::id).collect(),
+            })
+            .collect(),
+        notes: plan
+            .notes
+            .iter()
+            .cloned()
+            .chain(experiment.warnings.iter().map(ToString::to_string))
+            .collect(),
+        expectations: expectations(experiment),
+    }
+}

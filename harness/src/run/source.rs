@@ -1,0 +1,151 @@
+//! From a model of an experiment to an open checkpoint and what identifies it.
+
+use std::path::{Path, PathBuf};
+
+use models::hub::{self, HubError, HubOptions};
+use models::{Checkpoint, CheckpointError};
+use serde_json::Value;
+
+use crate::evaluate::decoder_model::DecoderModel;
+use crate::experiment::{Model, ModelSource};
+use crate::plan::Cell;
+use crate::record::ModelIdentity;
+use crate::record::id::cell_id;
+
+/// Where models are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// Folder of local models; relative paths of an experiment are looked up in it.
+    pub folder: Option<PathBuf>,
+    /// Never reach the network.
+    pub offline: bool,
+}
+
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The folder is nowhere.
+    #[error("model folder `{path}` not found; looked for {looked}")]
+    NoFolder {
+        /// As the experiment names it.
+        path: String,
+        /// Where it was looked for.
+        looked: String,
+    },
+    /// No such built-in model.
+    #[error("`{0}` does not ship with this program")]
+    NotBuiltin(String),
+    /// The files are damaged or not supported.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The hub.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}
+
+impl SourceError {
+    /// What the user can do.
+    pub fn cure(&self) -> &'static str {
+        match self {
+            Self::NoFolder { .. } => {
+                "fetch it (scripts/fetch_model lists what can be had without hub access), or say --models DIR"
+            }
+            Self::NotBuiltin(_) => "`quantscope list models` shows what does",
+            Self::Checkpoint(_) => "mend or fetch the checkpoint again, then run with --retry-failed",
+            Self::Hub(_) => "mend it, then run with --retry-failed",
+        }
+    }
+}
+
+/// An open checkpoint and its identity.
+pub struct Source {
+    /// The files.
+    pub checkpoint: Checkpoint,
+    /// What they are.
+    pub identity: ModelIdentity,
+}
+
+impl Source {
+    /// Opens a model and hashes its content.
+    pub fn open(
+        model: &Model,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<Self, SourceError> {
+        let (checkpoint, origin) = open_checkpoint(&model.source, options, progress)?;
+        let identity = ModelIdentity {
+            name: model.label.clone(),
+            origin,
+            family: checkpoint.family().name.into(),
+            parameters: checkpoint.architecture().parameters(),
+            weights: checkpoint.weights_hash(),
+            tokenizer: checkpoint.tokenizer().hash().into(),
+        };
+        Ok(Self { checkpoint, identity })
+    }
+
+    /// The content id of a cell of this model.
+    pub fn cell_id(&self, cell: &Cell) -> String {
+        cell_id(&self.identity.weights, &self.identity.tokenizer, &steps(cell), None, cell.seed)
+    }
+
+    /// Bytes at the peak of a cell: the weights in f32, the largest tensor once more while it is read or rounded, and
+    /// the workspace of a forward pass over sequences of `length` tokens.
+    pub fn memory(&self, length: usize) -> u64 {
+        let a = self.checkpoint.architecture();
+        let largest = (a.vocabulary.max(a.mlp.intermediate) * a.hidden) as u64;
+        4 * (a.parameters() + largest) + DecoderModel::workspace_bytes(a, length)
+    }
+}
+
+/// The steps of a cell's recipe as they enter its id.
+pub fn steps(cell: &Cell) -> Vec<Value> {
+    cell.recipe
+        .steps
+        .iter()
+        .map(|step| serde_json::to_value(step).expect("a step is plain data"))
+        .collect()
+}
+
+/// Opens the checkpoint of a source and says where it came from.
+///
+/// # Errors
+/// Where it is not there or not readable.
+pub fn open_checkpoint(
+    source: &ModelSource,
+    options: &ModelOptions,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<(Checkpoint, String), SourceError> {
+    match source {
+        ModelSource::Builtin(name) => {
+            let checkpoint = Checkpoint::builtin(name).ok_or_else(|| SourceError::NotBuiltin(name.clone()))?;
+            Ok((checkpoint?, "builtin".into()))
+        }
+        ModelSource::Local { path } => {
+            let folder = find_folder(path, options.folder.as_deref())?;
+            Ok((Checkpoint::open(&folder)?, "local".into()))
+        }
+        ModelSource::Hub { id, revision } => {
+            let revision = revision.as_deref().unwrap_or("main");
+            let hub = HubOptions::from_env(options.offline);
+            let folder = hub::fetch(id, revision, &hub, progress)?;
+            Ok((Checkpoint::open(&folder)?, format!("hub, revision {revision}")))
+        }
+    }
+}
+
+/// An absolute path as it is; a relative one under the models folder, else under the working directory.
+fn find_folder(path: &Path, folder: Option<&Path>) -> Result<PathBuf, SourceError> {
+    let mut candidates = Vec::new();
+    if let Some(folder) = folder.filter(|_| path.is_relative()) {
+        candidates.push(folder.join(path));
+    }
+    candidates.push(path.to_path_buf());
+    match candidates.iter().find(|candidate| candidate.is_dir()) {
+        Some(found) => Ok(found.clone()),
+        None => {
+            let looked: Vec<_> = candidates.iter().map(|c| c.display().to_string()).collect();
+            Err(SourceError::NoFolder { path: path.display().to_string(), looked: looked.join(" and ") })
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The evaluation texts of a plan: read before any model is loaded, cut into windows once per tokenizer.
+
+use std::collections::BTreeMap;
+
+use models::Checkpoint;
+use models::tokenizer::TokenizerError;
+use serde_json::{Map, Value};
+
+use crate::data::BosPolicy;
+use crate::data::corpus::{self, DataOptions, Text};
+use crate::data::window::{WindowError, windows};
+use crate::evaluate::metrics::perplexity::Perplexity;
+use crate::experiment::Evaluation;
+use crate::plan::Plan;
+use crate::run::RunError;
+
+/// Texts by label, and windows by tokenizer and metric.
+pub struct Texts {
+    texts: BTreeMap<String, Text>,
+    windows: BTreeMap<(String, String), Windows>,
+}
+
+/// Windows of token ids, and what they were cut from.
+#[derive(Clone)]
+pub struct Windows {
+    /// Of one length.
+    pub windows: Vec<Vec<u32>>,
+    /// Origin and hash of the text, hash of the token ids.
+    pub detail: Map<String, Value>,
+}
+
+/// Why a text has no windows.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Too short, or no BOS.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+}
+
+impl Texts {
+    /// Reads every text that the plan's evaluations name.
+    pub fn load(plan: &Plan, options: &DataOptions) -> Result<Self, RunError> {
+        let mut texts = BTreeMap::new();
+        for evaluation in plan.cells.iter().flat_map(|cell| &cell.evaluations) {
+            let corpus = evaluation.corpus();
+            let key = format!("{corpus:?}");
+            if !texts.contains_key(&key) {
+                let text = corpus::load(corpus, options)
+                    .map_err(|source| RunError::Corpus { metric: evaluation.id(), source })?;
+                texts.insert(key, text);
+            }
+        }
+        Ok(Self { texts, windows: BTreeMap::new() })
+    }
+
+    /// The windows of an evaluation under a checkpoint's tokenizer.
+    pub fn windows(&mut self, evaluation: &Evaluation, checkpoint: &Checkpoint) -> Result<Windows, TextError> {
+        let Evaluation::Perplexity(perplexity) = evaluation;
+        let key = (checkpoint.tokenizer().hash().to_string(), evaluation.id());
+        if let Some(known) = self.windows.get(&key) {
+            return Ok(known.clone());
+        }
+        let text = &self.texts[&format!("{:?}", evaluation.corpus())];
+        let cut = cut(text, perplexity, checkpoint)?;
+        self.windows.insert(key, cut.clone());
+        Ok(cut)
+    }
+}
+
+fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<Windows, TextError> {
+    let tokenizer = checkpoint.tokenizer();
+    let ids = match perplexity.bos {
+        BosPolicy::Tokenizer => tokenizer.encode_special(&text.text)?,
+        BosPolicy::Every | BosPolicy::None => tokenizer.encode(&text.text)?,
+    };
+    // Where a tokenizer has no BOS, its end of sequence stands in, as in the spike papers' code.
+    let bos = tokenizer.bos().or(tokenizer.eos());
+    let windows = windows(&ids, bos, perplexity.bos, perplexity.length, perplexity.limit)?;
+    let mut hasher = blake3::Hasher::new();
+    for id in windows.iter().flatten() {
+        hasher.update(&id.to_le_bytes());
+    }
+    let mut detail = Map::new();
+    detail.insert("text-origin".into(), text.origin.clone().into());
+    detail.insert("text-hash".into(), text.hash.clone().into());
+    detail.insert("token-hash".into(), hasher.finalize().to_hex().to_string().into());
+    detail.insert("stream-tokens".into(), ids.len().into());
+    Ok(Windows { windows, detail })
+}

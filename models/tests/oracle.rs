@@ -1,0 +1,245 @@
+//! Every family against what `transformers` computes: logits, and a few tensors on the way, of tiny random models.
+//!
+//! The dumps are made by `scripts/oracle/dump_decoder.py` and compared in every test run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use models::{Checkpoint, Group, Off, Port, Site, Tap, token_tensor};
+use safetensors::{Dtype, SafeTensors};
+
+/// f32 on both sides; see the main design: logits agree within 1e-4.
+const TOLERANCE: f32 = 1e-4;
+
+fn oracle_folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(name)
+}
+
+/// A copy of an oracle's folder with a tokenizer, which a checkpoint folder must have and an oracle does not need.
+fn checkpoint_folder(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(oracle_folder(name)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
+    folder
+}
+
+const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+    "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
+
+struct Oracle {
+    tokens: Vec<Vec<u32>>,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+fn oracle(name: &str) -> Oracle {
+    let bytes = fs::read(oracle_folder(name).join("oracle.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tokens = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let (words, _) = view.data().as_chunks::<4>();
+        match view.dtype() {
+            Dtype::I32 => {
+                let ids: Vec<u32> = words.iter().map(|&b| i32::from_le_bytes(b) as u32).collect();
+                tokens = ids.chunks(view.shape()[1]).map(<[u32]>::to_vec).collect();
+            }
+            Dtype::F32 => {
+                let values = words.iter().map(|&b| f32::from_le_bytes(b)).collect();
+                tensors.insert(name.to_string(), (view.shape().to_vec(), values));
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    Oracle { tokens, tensors }
+}
+
+fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+    let spread = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    assert!(spread > 1e-2, "{what}: an oracle of zeros shows nothing");
+    assert!(worst <= TOLERANCE, "{what}: differs by {worst:e}");
+}
+
+/// Keeps what passes the sites of block 0.
+#[derive(Default)]
+struct Keep(BTreeMap<String, Vec<f32>>);
+
+impl Keep {
+    fn keep<const D: usize>(&mut self, site: Site, x: &Tensor<D>) {
+        if site.layer == Some(0) {
+            self.0.insert(site.to_string(), x.to_data().to_vec::<f32>().unwrap());
+        }
+    }
+}
+
+impl Tap for Keep {
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        self.keep(site, &x);
+        group.forward(x)
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.keep(site, &x);
+        x
+    }
+}
+
+fn logits(folder: &Path, tokens: &[Vec<u32>], tap: &mut dyn Tap) -> Vec<f32> {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let mut decoder = checkpoint.load(&Device::flex()).unwrap();
+    let hidden = decoder.hidden(token_tensor(tokens, &Device::flex()), tap);
+    decoder.logits(hidden, tap).to_data().to_vec().unwrap()
+}
+
+#[test]
+fn logits_and_intermediates_agree_with_transformers() {
+    for name in ["llama2", "llama3", "smollm2", "llama-bias"] {
+        let oracle = oracle(name);
+        let folder = checkpoint_folder(name);
+        let mut keep = Keep::default();
+        let found = logits(folder.path(), &oracle.tokens, &mut keep);
+        for (port, key) in [
+            (Port::AttnIn, "layers.0.attn_in"),
+            (Port::Q, "layers.0.q_rope"),
+            (Port::K, "layers.0.k_rope"),
+            (Port::OIn, "layers.0.o_in"),
+            (Port::MlpIn, "layers.0.mlp_in"),
+            (Port::DownIn, "layers.0.down_in"),
+        ] {
+            let (_, expected) = &oracle.tensors[key];
+            assert_close(&format!("{name} {key}"), &keep.0[&Site::block(0, port).to_string()], expected);
+        }
+        assert_close(&format!("{name} logits"), &found, &oracle.tensors["logits"].1);
+    }
+}
+
+#[test]
+fn other_layouts_of_the_same_weights_load() {
+    let reference = oracle("llama2");
+    let sharded = checkpoint_folder("llama2-sharded");
+    let found = logits(sharded.path(), &reference.tokens, &mut Off);
+    assert_close("sharded", &found, &reference.tensors["logits"].1);
+    for name in ["llama2-bf16", "llama2-f16"] {
+        let oracle = oracle(name);
+        let folder = checkpoint_folder(name);
+        assert_close(name, &logits(folder.path(), &oracle.tokens, &mut Off), &oracle.tensors["logits"].1);
+    }
+    let newer = checkpoint_folder("llama3");
+    fs::rename(newer.path().join("config.rope_parameters.json"), newer.path().join("config.json")).unwrap();
+    let oracle = oracle("llama3");
+    assert_close("rope_parameters", &logits(newer.path(), &oracle.tokens, &mut Off), &oracle.tensors["logits"].1);
+}
+
+#[test]
+fn a_batch_gives_what_its_sequences_give_alone() {
+    let oracle = oracle("smollm2");
+    let folder = checkpoint_folder("smollm2");
+    let together = logits(folder.path(), &oracle.tokens, &mut Off);
+    let alone: Vec<f32> =
+        oracle.tokens.iter().flat_map(|s| logits(folder.path(), std::slice::from_ref(s), &mut Off)).collect();
+    assert_close("batch", &together, &alone);
+}
+
+#[test]
+fn gradients_flow_through_the_one_forward_pass() {
+    let folder = checkpoint_folder("smollm2");
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let device = Device::flex().autodiff();
+    let mut table = None;
+    let mut decoder = models::Decoder::from_tensors(
+        checkpoint.architecture(),
+        checkpoint.family().names,
+        &device,
+        &mut |name, shape| {
+            let values = checkpoint.values(name, shape)?;
+            let length = values.len();
+            let tensor = Tensor::<1>::from_data(TensorData::new(values, [length]), &device).require_grad();
+            table.get_or_insert_with(|| tensor.clone());
+            Ok(tensor)
+        },
+    )
+    .unwrap();
+    let tokens = oracle("smollm2").tokens;
+    let hidden = decoder.hidden(token_tensor(&tokens, &device), &mut Off);
+    let logits = decoder.logits(hidden, &mut Off);
+    let plain: Vec<f32> = logits.clone().inner().to_data().to_vec().unwrap();
+    assert_close("autodiff", &plain, &oracle("smollm2").tensors["logits"].1);
+    let gradients = logits.square().mean().backward();
+    let gradient = table.unwrap().grad(&gradients).unwrap();
+    let largest: f32 = gradient.abs().max().into_scalar();
+    assert!(largest > 0.0 && largest.is_finite());
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_by_name() {
+    let open = |change: &dyn Fn(&Path)| {
+        let folder = checkpoint_folder("llama2");
+        change(folder.path());
+        match Checkpoint::open(folder.path()).and_then(|c| c.load(&Device::flex())) {
+            Ok(_) => panic!("a damaged checkpoint loaded"),
+            Err(e) => e.to_string(),
+        }
+    };
+    let weights = "model.safetensors";
+    let cut = open(&|f| {
+        let bytes = fs::read(f.join(weights)).unwrap();
+        fs::write(f.join(weights), &bytes[..bytes.len() / 2]).unwrap();
+    });
+    assert!(cut.contains("truncated or corrupt safetensors file") && cut.contains(weights), "{cut}");
+    let noise = open(&|f| fs::write(f.join(weights), b"not a container").unwrap());
+    assert!(noise.contains("truncated or corrupt"), "{noise}");
+    let nan = open(&|f| {
+        let mut bytes = fs::read(f.join(weights)).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(f.join(weights), bytes).unwrap();
+    });
+    assert!(nan.contains("not finite") && nan.contains("NaN"), "{nan}");
+    let edit = |from: &'static str, to: &'static str| {
+        move |f: &Path| {
+            let text = fs::read_to_string(f.join("config.json")).unwrap();
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let mut value = value;
+            value[from] = serde_json::from_str(to).unwrap();
+            fs::write(f.join("config.json"), value.to_string()).unwrap();
+        }
+    };
+    let shape = open(&edit("intermediate_size", "7"));
+    assert!(shape.contains("gate_proj.weight") && shape.contains("has shape"), "{shape}");
+    let vocabulary = open(&edit("vocab_size", "1"));
+    assert!(vocabulary.contains("vocab_size") && vocabulary.contains("tokenizer.json"), "{vocabulary}");
+    let architecture = open(&edit("architectures", r#"["OddForCausalLM"]"#));
+    assert!(architecture.contains("unsupported architecture `OddForCausalLM`"), "{architecture}");
+    let bias = open(&edit("num_hidden_layers", "1"));
+    assert!(bias.contains("belongs to no part"), "{bias}");
+    let deeper = open(&edit("num_hidden_layers", "9"));
+    assert!(deeper.contains("layers.2.self_attn.q_proj.weight") && deeper.contains("missing"), "{deeper}");
+    let tokenizer = open(&|f| fs::remove_file(f.join("tokenizer.json")).unwrap());
+    assert!(tokenizer.contains("tokenizer.json is missing"), "{tokenizer}");
+    let broken = open(&|f| fs::write(f.join("tokenizer.json"), "{}").unwrap());
+    assert!(broken.contains("not a tokenizer"), "{broken}");
+    let config = open(&|f| fs::write(f.join("config.json"), "{").unwrap());
+    assert!(config.contains("config.json") && config.contains("not valid JSON"), "{config}");
+}
+
+#[test]
+fn the_content_hash_sees_values_and_not_paths() {
+    let (a, b) = (checkpoint_folder("llama2"), checkpoint_folder("llama2"));
+    let hash = |folder: &Path| Checkpoint::open(folder).unwrap().weights_hash();
+    assert_eq!(hash(a.path()), hash(b.path()));
+    let path = b.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 1] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_ne!(hash(a.path()), hash(b.path()));
+    let sharded = checkpoint_folder("llama2-sharded");
+    assert_eq!(hash(a.path()), hash(sharded.path()), "the same tensors in two files are the same weights");
+}
