@@ -29,7 +29,7 @@ pub mod plan;
 pub mod report;
 pub mod sweep;
 
-pub use options::{DeviceChoice, Options};
+pub use options::Options;
 
 /// Measure what quantization does to language models.
 ///

@@ -2,12 +2,12 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::Args;
 
-use crate::names::hint;
-use crate::plan::Selection;
+use crate::data;
+use crate::device::Choice;
+use crate::plan::{Globs, Selection};
 
 /// The flags that every verb takes; a verb that has no use for one ignores it.
 #[derive(Clone, Debug, Default, Args)]
@@ -98,7 +98,7 @@ pub struct Options {
     /// auto takes CUDA if it is compiled in and present, then Vulkan or Metal, then the CPU, and says which. Name a
     /// device to be sure of it; vulkan:software allows a driver that runs on the CPU, for tests.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Places")]
-    pub device: DeviceChoice,
+    pub device: Choice,
 
     /// Folder of records and reports. The default is results/ and the experiment's name.
     #[arg(long, value_name = "DIR", help_heading = "Places")]
@@ -135,7 +135,7 @@ pub struct Options {
 impl Options {
     /// The filters.
     pub fn selection(&self) -> Selection {
-        let globs = |keep: &[String], drop: &[String]| crate::plan::Globs {
+        let globs = |keep: &[String], drop: &[String]| Globs {
             keep: keep.to_vec(),
             drop: drop.to_vec(),
         };
@@ -149,14 +149,12 @@ impl Options {
 
     /// The folder of corpora: the flag, else `QUANTSCOPE_DATA`.
     pub fn data_dir(&self) -> Option<PathBuf> {
-        self.data.clone().or_else(|| from_environment("QUANTSCOPE_DATA"))
+        data::data_dir(self.data.clone())
     }
 
     /// The folder of local models: the flag, else `QUANTSCOPE_MODELS`.
     pub fn models_dir(&self) -> Option<PathBuf> {
-        self.models
-            .clone()
-            .or_else(|| from_environment("QUANTSCOPE_MODELS"))
+        data::models_dir(self.models.clone())
     }
 
     /// The folder of records of an experiment.
@@ -164,83 +162,5 @@ impl Options {
         self.results
             .clone()
             .unwrap_or_else(|| Path::new("results").join(experiment))
-    }
-}
-
-/// A variable that is set to something.
-fn from_environment(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-}
-
-/// Where to compute, as a user names it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The best that is present.
-    #[default]
-    Auto,
-    /// The host.
-    Cpu,
-    /// The n-th CUDA device.
-    Cuda(usize),
-    /// A Vulkan adapter.
-    Vulkan {
-        /// Whether a driver that runs on the CPU is welcome.
-        software: bool,
-    },
-    /// A Metal adapter.
-    Metal,
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let choices = ["auto", "cpu", "cuda", "vulkan", "vulkan:software", "metal"];
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Self::Auto),
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            None if text == "vulkan" => Ok(Self::Vulkan { software: false }),
-            None if text == "metal" => Ok(Self::Metal),
-            Some(("vulkan", "software")) => Ok(Self::Vulkan { software: true }),
-            Some(("cuda", n)) => match n.parse() {
-                Ok(n) => Ok(Self::Cuda(n)),
-                Err(_) => Err(format!(
-                    "cuda:n takes the number of a device, such as cuda:0, not `{n}`"
-                )),
-            },
-            _ => Err(format!(
-                "unknown device{}; auto, cpu, cuda[:n], vulkan[:software] or metal",
-                hint(text, choices)
-            )),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_are_read_as_they_are_documented() {
-        for (text, choice) in [
-            ("auto", DeviceChoice::Auto),
-            ("cpu", DeviceChoice::Cpu),
-            ("cuda", DeviceChoice::Cuda(0)),
-            ("cuda:3", DeviceChoice::Cuda(3)),
-            ("vulkan", DeviceChoice::Vulkan { software: false }),
-            ("vulkan:software", DeviceChoice::Vulkan { software: true }),
-            ("metal", DeviceChoice::Metal),
-        ] {
-            assert_eq!(text.parse(), Ok(choice));
-        }
-        let error = "vulcan".parse::<DeviceChoice>().unwrap_err();
-        assert_eq!(
-            error,
-            "unknown device (did you mean `vulkan`?); auto, cpu, cuda[:n], vulkan[:software] or metal"
-        );
-        assert!("cuda:x".parse::<DeviceChoice>().unwrap_err().contains("cuda:0"));
     }
 }
