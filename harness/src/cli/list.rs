@@ -4,11 +4,12 @@ use clap::{Args, ValueEnum};
 use models::Port;
 
 use crate::cli::{CliError, Options, Outcome, columns, print};
+use crate::data::corpus::{CORPORA, UDHR_LANGUAGES};
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
 use crate::quantize::grid::CONVENTIONS;
 use crate::quantize::steps::{NAMES, Step};
 
-/// List the registered steps, metrics, conventions, models or experiment keys.
+/// List the registered steps, metrics, conventions, models, corpora or experiment keys.
 ///
 /// One name a line, with a word on each; `quantscope explain NAME` prints the page of a step or metric.
 #[derive(Debug, Args)]
@@ -38,6 +39,8 @@ pub enum Registry {
     Sites,
     /// The models that ship with the program.
     Models,
+    /// The texts that are known by name.
+    Corpora,
     /// The keys of the experiment file, by block.
     Keys,
 }
@@ -89,6 +92,18 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
                 .collect()
         }
         Registry::Models => BUILTIN_MODELS.iter().map(|name| vec![name.to_string()]).collect(),
+        Registry::Corpora => {
+            let named = CORPORA
+                .iter()
+                .map(|corpus| vec![corpus.name.to_string(), corpus.summary.to_string()]);
+            let parallel = |language| {
+                vec![
+                    format!("udhr/{language}"),
+                    "the Declaration of Human Rights".to_string(),
+                ]
+            };
+            named.chain(UDHR_LANGUAGES.iter().map(parallel)).collect()
+        }
         Registry::Keys => experiment::keys()
             .into_iter()
             .map(|(block, keys)| vec![block, keys.join(", ")])

@@ -59,18 +59,16 @@ pub struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(
+    missing_docs,
+    reason = "the help of a verb is the documentation of its arguments, in its own file"
+)]
 pub enum Verb {
-    /// Measure every cell of an experiment that is not measured yet.
     Sweep(sweep::SweepArgs),
-    /// Show the cells of an experiment; touches no model, device or network.
     Plan(plan::PlanArgs),
-    /// Turn records into tables and figures; needs no model and no device.
     Report(report::ReportArgs),
-    /// List the registered steps, metrics, conventions, models or experiment keys.
     List(list::ListArgs),
-    /// Print the page of a step or a metric.
     Explain(explain::ExplainArgs),
-    /// Look at devices, data and model cache, and say what is missing.
     Doctor(doctor::DoctorArgs),
 }
 
@@ -218,6 +216,26 @@ mod tests {
     fn every_flag_is_consistent_and_has_help() {
         // `help_expected` makes a flag without help a panic here.
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_its_own_long_help() {
+        let command = Cli::command();
+        let mut seen = Vec::new();
+        for verb in command.get_subcommands() {
+            let about = verb.get_long_about().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                about.contains("\n\n"),
+                "{} has no long help: {about:?}",
+                verb.get_name()
+            );
+            assert!(
+                !seen.contains(&about),
+                "{} has another verb's help",
+                verb.get_name()
+            );
+            seen.push(about);
+        }
     }
 
     #[test]

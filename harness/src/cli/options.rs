@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::data;
 use crate::device::Choice;
-use crate::plan::Selection;
+use crate::plan::{Globs, Selection};
 
 /// The flags that every verb takes; a verb that has no use for one ignores it.
 #[derive(Clone, Debug, Default, Args)]
@@ -126,7 +127,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Running")]
     pub limit: Option<NonZeroUsize>,
 
-    /// Try again what failed before; without it a failure is kept until its cause is removed from the plan.
+    /// Try again what failed before; without it, a cell that has failed is left alone.
     #[arg(long, help_heading = "Running")]
     pub retry_failed: bool,
 }
@@ -134,7 +135,7 @@ pub struct Options {
 impl Options {
     /// The filters.
     pub fn selection(&self) -> Selection {
-        let globs = |keep: &[String], drop: &[String]| crate::plan::Globs {
+        let globs = |keep: &[String], drop: &[String]| Globs {
             keep: keep.to_vec(),
             drop: drop.to_vec(),
         };
@@ -148,14 +149,12 @@ impl Options {
 
     /// The folder of corpora: the flag, else `QUANTSCOPE_DATA`.
     pub fn data_dir(&self) -> Option<PathBuf> {
-        self.data.clone().or_else(|| from_environment("QUANTSCOPE_DATA"))
+        data::data_dir(self.data.clone())
     }
 
     /// The folder of local models: the flag, else `QUANTSCOPE_MODELS`.
     pub fn models_dir(&self) -> Option<PathBuf> {
-        self.models
-            .clone()
-            .or_else(|| from_environment("QUANTSCOPE_MODELS"))
+        data::models_dir(self.models.clone())
     }
 
     /// The folder of an experiment's records for this run: those of a limited one are kept apart.
@@ -170,11 +169,4 @@ impl Options {
             .clone()
             .unwrap_or_else(|| Path::new("results").join(experiment))
     }
-}
-
-/// A variable that is set to something.
-fn from_environment(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
 }

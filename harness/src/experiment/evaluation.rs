@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::source::{Block, Fault};
 use super::wire;
-use crate::data::CorpusRef;
+use crate::data::{CorpusRef, corpus};
 use crate::evaluate::metrics::perplexity::{self, Perplexity};
 use crate::names;
 
@@ -124,11 +124,25 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
     if limit == Some(0) {
         return Err(block.fault_of_key("`limit` must be at least 1; leave it out for every window".into()));
     }
+    let corpus = known_corpus(block, corpus)?;
     Ok(Perplexity {
         protocol,
-        corpus: corpus.0,
+        corpus,
         length,
         bos,
         limit,
     })
+}
+
+/// The corpus under the block's key `corpus`, whose name must be registered.
+pub(super) fn known_corpus(block: &Block<'_>, corpus: wire::Corpus) -> Result<CorpusRef, Box<Fault>> {
+    if let CorpusRef::Named(name) = &corpus.0
+        && corpus::find(name).is_err()
+    {
+        let known = corpus::list();
+        let near = names::hint(name, known.iter().map(String::as_str));
+        let fault = block.fault(block.place_of("corpus"), format!("unknown corpus `{name}`{near}"));
+        return Err(fault.note(format!("corpora: {}, or {{ path = \"…\" }}", known.join(", "))));
+    }
+    Ok(corpus.0)
 }

@@ -323,9 +323,10 @@ fn calibration(name: &str, block: &Block<'_>) -> Checked<Calibration> {
     if length < 2 {
         return Err(block.fault_of_key(format!("`length` must be at least 2, not {length}")));
     }
+    let corpus = evaluation::known_corpus(block, corpus)?;
     Ok(Calibration {
         name: name.to_string(),
-        corpus: corpus.0,
+        corpus,
         samples,
         length,
         sampler,

@@ -100,6 +100,11 @@ fn misspelt_names_lead_to_the_nearest_one() {
             "unknown calibration `c4`",
         ),
         (
+            "\"builtin/stories-held-out\"",
+            "\"builtin/stories-heldout\"",
+            "unknown corpus `builtin/stories-heldout` (did you mean `builtin/stories-held-out`?)",
+        ),
+        (
             "step = \"weights\", bits = 8",
             "step = \"wieghts\", bits = 8",
             "unknown step `wieghts` (did you mean `weights`?)",
