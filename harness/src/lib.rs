@@ -3,12 +3,15 @@
 //! Modules stand in the order data flows through them; what each may know of the others is said in
 //! `docs/architecture.md` and tested in `tests/tidy.rs`.
 
+pub mod cli;
 pub mod data;
 pub mod device;
-pub mod doctor;
+//pub mod doctor;
 pub mod evaluate;
 pub mod experiment;
+pub mod names;
 pub mod plan;
 pub mod quantize;
 pub mod record;
 pub mod report;
+pub mod run;

@@ -60,6 +60,21 @@ pub const CONVENTIONS: [Convention; 9] = [
 ];
 
 impl Convention {
+    /// The word used in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Convention::Absmax => "absmax",
+            Convention::AbsmaxFull => "absmax-full",
+            Convention::Smoothquant => "smoothquant",
+            Convention::Atom => "atom",
+            Convention::FullRange => "full-range",
+            Convention::ZeroInRange => "zero-in-range",
+            Convention::Awq => "awq",
+            Convention::AtomAsymmetric => "atom-asymmetric",
+            Convention::Omniquant => "omniquant",
+        }
+    }
+
     /// True where codes are centred on zero and there is no zero point.
     pub fn is_symmetric(self) -> bool {
         matches!(

@@ -5,14 +5,16 @@
 //! | [`grid`] | which values can be represented, how a scale is chosen |
 //! | [`rounding`] | rounding weights and activations to a grid, on the host and on devices |
 //! | [`fake_quant`] | the tap that rounds what linears read |
+//! | [`admissible`] | what a step may say: the checks that steps share |
 //! | [`steps`] | one file per step of a recipe |
 
 use models::{Decoder, Group, Port, Site};
 use serde_json::{Map, Value};
 
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant};
-use crate::quantize::steps::Step;
+use crate::quantize::steps::{Stage, Step};
 
+pub mod admissible;
 pub mod fake_quant;
 pub mod grid;
 pub mod rounding;
@@ -30,6 +32,28 @@ pub struct GroupInFlight<'a> {
 
 /// What a step does, besides its keys: see [`steps`] for the registry.
 pub trait Method {
+    /// Where in a recipe the step may stand.
+    fn stage(&self) -> Stage;
+
+    /// Complains of a value that the step cannot have; the text begins with the key, in backticks.
+    ///
+    /// # Errors
+    /// The complaint.
+    fn check(&self) -> Result<(), String>;
+
+    /// What the step has for itself, in words: a second step of the recipe with the same claim is a mistake.
+    fn claims(&self) -> Vec<String>;
+
+    /// Whether a calibration set decides what the step does.
+    fn needs_calibration(&self) -> bool {
+        false
+    }
+
+    /// Whether the step draws random numbers of its own; the calibration set is drawn by seed in any case.
+    fn uses_randomness(&self) -> bool {
+        false
+    }
+
     /// Whether the model after the step must compute the same function as before.
     fn preserves_function(&self) -> bool {
         false

@@ -5,17 +5,23 @@
 //!
 //! ```text
 //! results/<experiment>/
+//!   store.json                                    the schema it was written with
 //!   manifest.json                                 what the experiment asked for when it last ran: labels, ids, metrics
 //!   cells/<cell id>/cell.json                     what the cell is, what was fitted, provenance
 //!   cells/<cell id>/measurements/<key>.json       one write-once file per measurement
 //!   failures/<cell id>[.<key>].json               the last failure of a cell or measurement; removed when it succeeds
 //!   claims/<cell id>[.<key>]                      who is computing it now
+//!   tmp/<host>-<process>-<n>/                     what is not whole yet
 //! ```
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub mod execution;
+pub mod id;
 pub mod store;
+
+pub use execution::Execution;
 
 /// The version of every file format in a store. A store with a higher number was written by a newer program.
 pub const SCHEMA: u32 = 1;
@@ -31,31 +37,6 @@ pub struct Envelope<T> {
     pub result_hash: String,
     /// Times, host, memory: what may differ between two runs.
     pub execution: Execution,
-}
-
-/// How a result came to be. Nothing here enters an id.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Execution {
-    /// Version of this program.
-    pub version: String,
-    /// Git revision it was built from, with `-dirty` where the tree was.
-    pub revision: String,
-    /// Device as the user would name it, and as the driver names it.
-    pub device: String,
-    /// Host name.
-    pub host: String,
-    /// Worker threads.
-    pub threads: usize,
-    /// Wall-clock start, RFC 3339, UTC.
-    pub started: String,
-    /// Wall-clock seconds of the whole stage.
-    pub seconds: f64,
-    /// Seconds in forward passes, and the tokens that went through them (0 where there were none).
-    pub forward_seconds: f64,
-    /// Tokens that went through the forward passes.
-    pub tokens: u64,
-    /// Peak resident memory of the process so far, bytes.
-    pub peak_memory: u64,
 }
 
 /// Where a model's bytes came from and what they are.
@@ -237,44 +218,54 @@ pub struct Contents {
 pub fn measurement_key(metric: &str, version: u32) -> String {
     let readable: String = metric
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '=') { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '=') {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     let hash = blake3::hash(format!("{metric}\u{0}{version}").as_bytes()).to_hex();
     format!("{}-{}", &readable[..readable.len().min(120)], &hash[..12])
 }
 
-/// blake3 of a value's canonical JSON (keys sorted, no white space, floats as shortest round-trip decimals).
+/// blake3 of a value's [canonical JSON](canonical_json), in hexadecimal.
 pub fn canonical_hash(value: &Value) -> String {
+    blake3::hash(canonical_json(value).as_bytes())
+        .to_hex()
+        .to_string()
+}
+
+/// A value as JSON that does not depend on the order of keys: keys sorted by code point, no white space, floats as
+/// shortest round-trip decimals. `1` and `1.0` stay different.
+pub fn canonical_json(value: &Value) -> String {
+    fn join(out: &mut String, brackets: [char; 2], n: usize, mut item: impl FnMut(&mut String, usize)) {
+        out.push(brackets[0]);
+        for i in 0..n {
+            if i > 0 {
+                out.push(',');
+            }
+            item(out, i);
+        }
+        out.push(brackets[1]);
+    }
     fn write(value: &Value, out: &mut String) {
         match value {
             Value::Object(map) => {
-                let mut keys: Vec<_> = map.keys().collect();
-                keys.sort();
-                out.push('{');
-                for (i, key) in keys.iter().enumerate() {
-                    if i > 0 {
-                        out.push(',');
-                    }
-                    out.push_str(&Value::String((*key).clone()).to_string());
+                let mut entries: Vec<_> = map.iter().collect();
+                entries.sort_by_key(|(key, _)| *key);
+                join(out, ['{', '}'], entries.len(), |out, i| {
+                    out.push_str(&Value::String(entries[i].0.clone()).to_string());
                     out.push(':');
-                    write(&map[*key], out);
-                }
-                out.push('}');
+                    write(entries[i].1, out);
+                });
             }
-            Value::Array(items) => {
-                out.push('[');
-                for (i, item) in items.iter().enumerate() {
-                    if i > 0 {
-                        out.push(',');
-                    }
-                    write(item, out);
-                }
-                out.push(']');
-            }
+            Value::Array(items) => join(out, ['[', ']'], items.len(), |out, i| write(&items[i], out)),
             other => out.push_str(&other.to_string()),
         }
     }
     let mut text = String::new();
     write(value, &mut text);
-    blake3::hash(text.as_bytes()).to_hex().to_string()
+    text
 }

@@ -13,8 +13,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::quantize::admissible;
 use crate::quantize::fake_quant::ActivationRule;
 use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::steps::Stage;
 use crate::quantize::{GroupInFlight, Method, StepError, acts_at};
 
 /// The step's keys in a recipe.
@@ -40,7 +42,41 @@ pub struct Activations {
     pub sites: Option<Vec<String>>,
 }
 
+impl Activations {
+    /// The same step with its convention and its sites written out.
+    pub fn resolved(mut self) -> Self {
+        self.convention = Some(
+            self.convention
+                .unwrap_or(admissible::default_convention(self.symmetric)),
+        );
+        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
+        self
+    }
+}
+
 impl Method for Activations {
+    fn stage(&self) -> Stage {
+        Stage::Quantize
+    }
+
+    fn check(&self) -> Result<(), String> {
+        admissible::bits(self.bits)?;
+        admissible::granularity(self.granularity, "tensor, token or group(n)", |g| {
+            g != Granularity::Channel
+        })?;
+        admissible::convention(self.convention, self.symmetric)?;
+        admissible::clip(self.clip)?;
+        admissible::linear_sites(self.sites.as_deref())
+    }
+
+    fn claims(&self) -> Vec<String> {
+        let sites = admissible::resolve_linear_sites(self.sites.as_deref());
+        sites
+            .iter()
+            .map(|site| format!("the activations at `{site}`"))
+            .collect()
+    }
+
     fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
         if self.bits >= 16 || !acts_at(self.sites.as_deref(), flight.site.port) {
             return Ok(());
@@ -48,10 +84,15 @@ impl Method for Activations {
         if let (Granularity::Group(n), Some(linear)) = (self.granularity, flight.group.linears.first()) {
             StepError::check_group(&flight.site.to_string(), n, linear.weight.dims()[1])?;
         }
-        let convention =
-            self.convention.unwrap_or(if self.symmetric { Convention::Absmax } else { Convention::ZeroInRange });
+        let convention = self
+            .convention
+            .unwrap_or(admissible::default_convention(self.symmetric));
         let grid = Grid::new(self.bits, convention);
-        *flight.activation = Some(ActivationRule { grid, granularity: self.granularity, clip: self.clip });
+        *flight.activation = Some(ActivationRule {
+            grid,
+            granularity: self.granularity,
+            clip: self.clip,
+        });
         Ok(())
     }
 }

@@ -16,7 +16,8 @@ use models::{Decoder, Linear};
 use serde::{Deserialize, Serialize};
 
 use crate::quantize::grid::{Convention, Granularity, Grid};
-use crate::quantize::{GroupInFlight, Method, StepError, acts_at, rounding};
+use crate::quantize::steps::Stage;
+use crate::quantize::{GroupInFlight, Method, StepError, acts_at, admissible, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,20 +58,54 @@ pub enum Solver {
 }
 
 impl Weights {
+    /// The same step with its convention and its sites written out.
+    pub fn resolved(mut self) -> Self {
+        self.convention = Some(
+            self.convention
+                .unwrap_or(admissible::default_convention(self.symmetric)),
+        );
+        self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
+        self
+    }
+
     /// The grid, or `None` at 16 bits.
     fn grid(&self) -> Option<Grid> {
-        let convention =
-            self.convention.unwrap_or(if self.symmetric { Convention::Absmax } else { Convention::ZeroInRange });
+        let convention = self
+            .convention
+            .unwrap_or(admissible::default_convention(self.symmetric));
         (self.bits < 16).then(|| Grid::new(self.bits, convention))
     }
 }
 
 impl Method for Weights {
+    fn stage(&self) -> Stage {
+        Stage::Quantize
+    }
+
+    fn check(&self) -> Result<(), String> {
+        admissible::bits(self.bits)?;
+        admissible::granularity(self.granularity, "tensor, channel or group(n)", |g| {
+            g != Granularity::Token
+        })?;
+        admissible::convention(self.convention, self.symmetric)?;
+        admissible::clip(self.clip)?;
+        admissible::linear_sites(self.sites.as_deref())
+    }
+
+    fn claims(&self) -> Vec<String> {
+        let sites = admissible::resolve_linear_sites(self.sites.as_deref());
+        let weights = sites.iter().map(|site| format!("the weights that read `{site}`"));
+        weights
+            .chain(self.embeddings.then(|| "the embedding table".to_string()))
+            .collect()
+    }
+
     fn prepare(&self, decoder: &mut Decoder) -> Result<(), StepError> {
         if let Some(grid) = self.grid().filter(|_| self.embeddings) {
             // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
             let table = decoder.embedding.clone();
-            decoder.embedding = rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
+            decoder.embedding =
+                rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
         }
         Ok(())
     }

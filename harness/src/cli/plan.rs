@@ -1,0 +1,117 @@
+//! `quantscope plan`: the cells of an experiment, and nothing run.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::{CliError, Options, Outcome, columns, load, print};
+use crate::experiment::{Evaluation, Experiment, ModelSource};
+use crate::plan::Plan;
+
+/// Show the cells of an experiment; touches no model, device or network.
+///
+/// One line per cell, in the order in which they would run, with the id of what each cell is. Use it before a long
+/// sweep, and with the filters to see what they leave.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  quantscope plan experiments/quickstart.toml
+  quantscope plan experiments/naive-smollm2.toml -r 'w8a8*'")]
+pub struct PlanArgs {
+    /// The experiment: a TOML file, as docs/format.md describes it.
+    #[arg(value_name = "EXPERIMENT")]
+    pub experiment: PathBuf,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment here would replace the verb's help")]
+    pub options: Options,
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// Where the file or the filters have to be changed.
+pub fn run(args: &PlanArgs) -> Result<Outcome, CliError> {
+    let (experiment, plan) = load(&args.experiment, &args.options)?;
+    print(&render(&experiment, &plan))?;
+    Ok(Outcome::Complete)
+}
+
+/// The plan as text: a table of cells, what is measured of each, and what the models are.
+pub fn render(experiment: &Experiment, plan: &Plan) -> String {
+    let mut text = format!("{}: {}\n\n", experiment.name, experiment.question.trim());
+    let mut rows: Vec<Vec<String>> = vec![
+        ["cell", "model", "recipe", "calibration", "seed", "evaluations"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for cell in &plan.cells {
+        let names = cell.names();
+        rows.push(vec![
+            cell.description_id()[..12].to_string(),
+            names.model.to_string(),
+            names.recipe.to_string(),
+            names.calibration.unwrap_or("-").to_string(),
+            names.seed.map_or("-".to_string(), |seed| seed.to_string()),
+            cell.evaluations.len().to_string(),
+        ]);
+    }
+    text.push_str(&columns(&rows));
+
+    let mut rows = vec![vec![
+        "evaluation".to_string(),
+        "version".to_string(),
+        "at most".to_string(),
+    ]];
+    for evaluation in experiment
+        .evaluations
+        .iter()
+        .filter(|e| plan.cells.iter().any(|c| c.evaluations.contains(e)))
+    {
+        rows.push(vec![
+            evaluation.id(),
+            evaluation.version().to_string(),
+            extent(evaluation),
+        ]);
+    }
+    write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
+
+    let mut rows = vec![vec!["model".to_string(), "from".to_string()]];
+    for model in experiment
+        .models
+        .iter()
+        .filter(|m| plan.cells.iter().any(|c| c.model.label == m.label))
+    {
+        rows.push(vec![model.label.clone(), origin(&model.source)]);
+    }
+    write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
+
+    let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let (cells, measurements) = (
+        plural(plan.cells.len(), "cell"),
+        plural(plan.measurements(), "measurement"),
+    );
+    writeln!(text, "\n{cells}, {measurements}").expect("writing to a string cannot fail");
+    text
+}
+
+fn extent(evaluation: &Evaluation) -> String {
+    evaluation
+        .most_tokens()
+        .map_or("all of the text".to_string(), |tokens| format!("{tokens} tokens"))
+}
+
+fn origin(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Builtin(_) => "this program".to_string(),
+        ModelSource::Hub { id, revision } => {
+            let revision = revision
+                .as_ref()
+                .map(|revision| format!(" at {revision}"))
+                .unwrap_or_default();
+            format!("the hub: {id}{revision}")
+        }
+        ModelSource::Local { path } if path.is_absolute() => format!("the folder {}", path.display()),
+        ModelSource::Local { path } => format!("the folder {} under --models", path.display()),
+    }
+}

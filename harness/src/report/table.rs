@@ -1,0 +1,209 @@
+//! `Table`: one value that every format writes.
+//!
+//! Cells keep their numbers; how many digits a reader sees is decided by the cell, how a number is spelled by the
+//! format. So Markdown, LaTeX, CSV and JSON cannot disagree.
+
+/// A table with its caption and what must be said below it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// One line above the table.
+    pub caption: String,
+    /// The columns, left to right.
+    pub columns: Vec<Column>,
+    /// The rows; each has as many cells as there are columns.
+    pub rows: Vec<Vec<Cell>>,
+    /// Sentences below the table.
+    pub notes: Vec<String>,
+}
+
+/// A column's heading and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// The heading.
+    pub name: String,
+    /// What it holds.
+    pub kind: Kind,
+}
+
+/// What a column holds. It fixes the column's type in CSV and Parquet even where every cell is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Words.
+    Text,
+    /// Whole numbers.
+    Count,
+    /// Measured numbers.
+    Number,
+}
+
+/// Where a column's text stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    /// Flush left: words.
+    Left,
+    /// Flush right: numbers.
+    Right,
+}
+
+/// One cell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cell {
+    /// Words.
+    Text(String),
+    /// A whole number.
+    Count(u64),
+    /// A measured number.
+    Number {
+        /// The value.
+        value: f64,
+        /// Its standard error, where known.
+        stderr: Option<f64>,
+        /// How a reader sees it.
+        digits: Digits,
+    },
+    /// Not measured.
+    Missing,
+    /// Failed at this stage.
+    Failed {
+        /// The stage.
+        stage: String,
+    },
+}
+
+/// How many digits a reader sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Digits {
+    /// The shortest decimal that reads back as the same number.
+    Exact,
+    /// This many after the point.
+    Decimals(usize),
+    /// This many significant digits, and at least one of the standard error, but no more than six after the point.
+    Significant(usize),
+}
+
+impl Table {
+    /// A table without rows.
+    pub fn new(caption: &str, columns: Vec<Column>) -> Self {
+        Table {
+            caption: caption.to_owned(),
+            columns,
+            rows: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+}
+
+impl Column {
+    /// A column of this name and kind.
+    pub fn new(name: &str, kind: Kind) -> Self {
+        Column {
+            name: name.to_owned(),
+            kind,
+        }
+    }
+
+    /// Words stand left, numbers right.
+    pub fn align(&self) -> Align {
+        match self.kind {
+            Kind::Text => Align::Left,
+            Kind::Count | Kind::Number => Align::Right,
+        }
+    }
+}
+
+impl Cell {
+    /// A cell of words.
+    pub fn text(text: &str) -> Self {
+        Cell::Text(text.to_owned())
+    }
+
+    /// A number with every digit it has.
+    pub fn exact(value: f64) -> Self {
+        Cell::Number {
+            value,
+            stderr: None,
+            digits: Digits::Exact,
+        }
+    }
+
+    /// The value and the standard error as a reader sees them, or `None` where the cell is no number.
+    pub fn spelled(&self) -> Option<(String, Option<String>)> {
+        let Cell::Number {
+            value,
+            stderr,
+            digits,
+        } = self
+        else {
+            return None;
+        };
+        let places = match digits {
+            Digits::Exact => return Some((format!("{value}"), stderr.map(|stderr| format!("{stderr}")))),
+            Digits::Decimals(places) => *places,
+            Digits::Significant(digits) => {
+                let for_value = *digits as i32 - magnitude(*value);
+                // One digit of the error at the least: `5.47 ± 0.00` would say that it is known exactly.
+                let for_error = stderr.map_or(0, |stderr| 1 - magnitude(stderr));
+                for_value.max(for_error).clamp(0, 6) as usize
+            }
+        };
+        Some((
+            format!("{value:.places$}"),
+            stderr.map(|stderr| format!("{stderr:.places$}")),
+        ))
+    }
+}
+
+/// Digits before the decimal point: 1 for 5.47, 2 for 54.7, 0 for 0.547, −1 for 0.0547.
+fn magnitude(value: f64) -> i32 {
+    if value == 0.0 || !value.is_finite() {
+        1
+    } else {
+        value.abs().log10().floor() as i32 + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spelled(value: f64, stderr: Option<f64>, digits: Digits) -> (String, Option<String>) {
+        Cell::Number {
+            value,
+            stderr,
+            digits,
+        }
+        .spelled()
+        .unwrap()
+    }
+
+    #[test]
+    fn significant_digits_follow_the_size_of_the_value_and_of_its_error() {
+        let four = Digits::Significant(4);
+        assert_eq!(spelled(5.4731, None, four), ("5.473".into(), None));
+        assert_eq!(
+            spelled(17.5412, Some(0.3149), four),
+            ("17.54".into(), Some("0.31".into()))
+        );
+        assert_eq!(
+            spelled(123456.7, Some(4321.0), four),
+            ("123457".into(), Some("4321".into()))
+        );
+        assert_eq!(
+            spelled(5.4731, Some(0.00021), four),
+            ("5.4731".into(), Some("0.0002".into()))
+        );
+        assert_eq!(
+            spelled(0.0, Some(0.0), four),
+            ("0.000".into(), Some("0.000".into()))
+        );
+        assert_eq!(spelled(1e-12, None, four), ("0.000000".into(), None));
+    }
+
+    #[test]
+    fn exact_numbers_read_back_as_themselves() {
+        let value = 17.000000000000004;
+        let (text, _) = spelled(value, None, Digits::Exact);
+        assert_eq!(text.parse::<f64>().unwrap().to_bits(), value.to_bits());
+        assert_eq!(spelled(2.0, None, Digits::Decimals(3)).0, "2.000");
+    }
+}
