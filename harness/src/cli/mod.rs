@@ -8,6 +8,7 @@
 //! | 0 | all is well |
 //! | 1 | some cells failed, an expectation was missed, or a report is stale |
 //! | 2 | the command, the experiment file or the environment has to be changed |
+//! | 130 | stopped by Ctrl-C or SIGTERM; everything measured is kept |
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -18,14 +19,19 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::device::DeviceError;
 use crate::experiment::{Experiment, ExperimentError};
 use crate::plan::{Plan, SelectionError};
+use crate::report::ReportError;
+use crate::run::RunError;
+use crate::run::interrupt::InterruptError;
 
 pub mod doctor;
 pub mod explain;
 pub mod list;
 pub mod options;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod sweep;
 
@@ -73,6 +79,8 @@ pub enum Outcome {
     Complete,
     /// Some cells failed, an expectation was missed, or a report is stale.
     Incomplete,
+    /// The user stopped it; everything measured is kept.
+    Interrupted,
 }
 
 /// Why a verb could not do its work.
@@ -94,9 +102,18 @@ pub enum CliError {
         /// All names.
         names: String,
     },
-    /// A verb of which only the flags exist.
-    #[error("`{0}` is not in this build")]
-    NotInThisBuild(&'static str),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The store, the texts, or a device that broke.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The report.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// The system refuses to tell of signals.
+    #[error("cannot watch for Ctrl-C: {0}")]
+    Interrupt(#[from] InterruptError),
     /// stdout is closed or full.
     #[error("cannot write to stdout: {0}")]
     Stdout(#[from] io::Error),
@@ -107,6 +124,7 @@ pub fn main() -> ExitCode {
     match run(&Cli::parse().verb) {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::from(1),
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
         // Whoever reads has read enough, as in `quantscope plan … | head`.
         Err(CliError::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,10 +1,11 @@
 //! `quantscope report`: from records to tables and figures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::{CliError, Options, Outcome};
+use crate::cli::{CliError, Options, Outcome, print, say};
+use crate::report::{self, Tolerances};
 
 /// Turn records into tables and figures; needs no model and no device.
 ///
@@ -28,6 +29,20 @@ pub struct ReportArgs {
     #[arg(long, conflicts_with = "format")]
     pub check: bool,
 
+    /// Compare the folder's summary.csv with this one; exit with 1 where they differ by more than the tolerances.
+    ///
+    /// Use it to see whether a change of code, device or machine moved a number.
+    #[arg(long, value_name = "CSV", conflicts_with_all = ["format", "check"])]
+    pub compare: Option<PathBuf>,
+
+    /// Relative tolerance of original readings under --compare.
+    #[arg(long, value_name = "X", default_value_t = 1e-4, requires = "compare")]
+    pub tolerance_original: f64,
+
+    /// Relative tolerance of quantized readings under --compare: a value near a rounding boundary may fall either way.
+    #[arg(long, value_name = "X", default_value_t = 2e-2, requires = "compare")]
+    pub tolerance_quantized: f64,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment here would replace the verb's help")]
     pub options: Options,
@@ -46,11 +61,54 @@ pub enum Format {
     Latex,
 }
 
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Markdown => "markdown",
+            Format::Csv => "csv",
+            Format::Json => "json",
+            Format::Latex => "latex",
+        }
+    }
+}
+
 /// Makes, prints or checks the report.
 ///
 /// # Errors
 /// Where the folder holds no records, or cannot be written.
 pub fn run(args: &ReportArgs) -> Result<Outcome, CliError> {
-    let _ = args;
-    Err(CliError::NotInThisBuild("report"))
+    if let Some(other) = &args.compare {
+        return compare(args, other);
+    }
+    if args.check {
+        let stale = report::check(&args.dir)?;
+        for file in &stale {
+            say(&file.to_string());
+        }
+        if stale.is_empty() {
+            say("the report is that of its records");
+        }
+        return Ok(if stale.is_empty() { Outcome::Complete } else { Outcome::Incomplete });
+    }
+    if let Some(format) = args.format {
+        print(&report::print(&args.dir, format.name())?)?;
+        return Ok(Outcome::Complete);
+    }
+    for file in report::write(&args.dir)?.files {
+        print(&format!("{}\n", file.display()))?;
+    }
+    Ok(Outcome::Complete)
+}
+
+/// Compares the folder's summary with another one.
+fn compare(args: &ReportArgs, other: &Path) -> Result<Outcome, CliError> {
+    let tolerances = Tolerances { original: args.tolerance_original, quantized: args.tolerance_quantized };
+    let differences = report::compare_summaries(&args.dir.join("summary.csv"), other, tolerances)?;
+    for difference in &differences {
+        print(&format!("{difference}\n"))?;
+    }
+    if differences.is_empty() {
+        say("the summaries agree within the tolerances");
+    }
+    Ok(if differences.is_empty() { Outcome::Complete } else { Outcome::Incomplete })
 }

@@ -1,10 +1,15 @@
 //! `quantscope sweep`: measure what is missing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::cli::{CliError, Options, Outcome, load, plan, print};
+use crate::cli::progress::Progress;
+use crate::cli::{CliError, Options, Outcome, load, plan, print, say};
+use crate::data::corpus::DataOptions;
+use crate::device;
+use crate::run::interrupt::Interrupt;
+use crate::run::{self, ModelOptions};
 
 /// Measure every cell of an experiment that is not measured yet.
 ///
@@ -30,10 +35,47 @@ pub struct SweepArgs {
 /// # Errors
 /// Whatever the user has to change before anything can be measured.
 pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
-    let (experiment, plan) = load(&args.experiment, &args.options)?;
-    if args.options.dry_run {
+    let options = &args.options;
+    let (experiment, plan) = load(&args.experiment, options)?;
+    if options.dry_run {
         print(&plan::render(&experiment, &plan))?;
         return Ok(Outcome::Complete);
     }
-    Err(CliError::NotInThisBuild("sweep"))
+    let results = options.store_of(&experiment.name);
+    let device = device::select(options.device)?;
+    for (choice, reason) in &device.passed_over {
+        say(&format!("note: not {choice}: {reason}"));
+    }
+    say(&format!("device: {}", device.name));
+    let base = args.experiment.parent().unwrap_or(Path::new("")).to_path_buf();
+    let run_options = run::Options {
+        device: &device,
+        models: ModelOptions { folder: options.models_dir(), offline: options.offline },
+        data: DataOptions::new(options.data_dir(), base, options.offline),
+        results: results.clone(),
+        retry_failed: options.retry_failed,
+    };
+    // A panic of the framework becomes a recorded failure; its own message would only tear the progress bar.
+    std::panic::set_hook(Box::new(|_| {}));
+    let interrupt = Interrupt::install()?;
+    let mut progress = Progress::new(plan.cells.len());
+    let summary = run::sweep(&experiment, &plan, &run_options, &interrupt, &mut progress);
+    progress.finish();
+    drop(std::panic::take_hook());
+    let summary = summary?;
+    say(&format!(
+        "{} measured, {} already there, {} failed, {} expectations missed",
+        summary.measured, summary.reused, summary.failed, summary.missed
+    ));
+    if summary.interrupted {
+        say("interrupted: everything measured is kept; run the same command to go on");
+        return Ok(Outcome::Interrupted);
+    }
+    let written = crate::report::write(&results)?;
+    print(&crate::report::print(&results, "markdown")?)?;
+    say(&format!("report: {}", results.join("README.md").display()));
+    for file in written.files.iter().filter(|file| file.extension().is_some_and(|e| e == "png")) {
+        say(&format!("figure: {}", file.display()));
+    }
+    Ok(if summary.failed + summary.missed > 0 { Outcome::Incomplete } else { Outcome::Complete })
 }

@@ -40,6 +40,13 @@ impl Evaluation {
         }
     }
 
+    /// Tokens of the longest sequence it passes through a model.
+    pub fn length(&self) -> usize {
+        match self {
+            Evaluation::Perplexity(perplexity) => perplexity.length,
+        }
+    }
+
     /// The text it reads.
     pub fn corpus(&self) -> &CorpusRef {
         match self {

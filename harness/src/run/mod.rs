@@ -258,7 +258,8 @@ impl Sweep<'_> {
         let cell = &self.plan.cells[index];
         let id = self.id(cell);
         if self.missing(cell, &id)?.is_empty() {
-            return self.tell_known(cell, &id).map(|()| true);
+            self.tell_known(cell, &id)?;
+            return Ok(true);
         }
         let claim = match self.store.claim(&id, None)? {
             ClaimOutcome::Claimed(claim) => claim,
