@@ -107,13 +107,16 @@ pub fn examine(options: &Options) -> Report {
         .collect();
     let automatic =
         device::select(Choice::Auto).map_or_else(|error| error.to_string(), |selected| selected.name);
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
+    // Both are 0 on a system that cannot be asked.
+    let memory = sysinfo::System::new().map_or((0, 0), |mut system| {
+        system.refresh_memory();
+        (system.total_memory(), system.available_memory())
+    });
     let mut report = Report {
         automatic,
         devices,
         processor: processor(),
-        memory: (system.total_memory(), system.available_memory()),
+        memory,
         data_dir: options.data.data_dir.clone(),
         corpora: corpora(&options.data),
         models_dir: options.models_dir.clone(),
@@ -129,13 +132,11 @@ pub fn examine(options: &Options) -> Report {
 }
 
 fn processor() -> Processor {
-    let mut system = sysinfo::System::new();
-    system.refresh_cpu_all();
-    let brand = system
-        .cpus()
-        .first()
-        .map(|cpu| cpu.brand().trim().to_owned())
-        .unwrap_or_default();
+    let brand = sysinfo::System::new().ok().and_then(|mut system| {
+        system.refresh_cpu_all();
+        Some(system.cpus().first()?.brand().trim().to_owned())
+    });
+    let brand = brand.unwrap_or_else(|| "unknown".to_owned());
     #[cfg(target_arch = "x86_64")]
     let features = vec![
         ("avx2", is_x86_feature_detected!("avx2")),
@@ -170,7 +171,7 @@ fn corpora(options: &DataOptions) -> Vec<(String, Place)> {
                     if options
                         .data_dir
                         .as_ref()
-                        .is_some_and(|dir| dir.join(file).is_file()) =>
+                        .is_some_and(|dir| dir.join(&file).is_file()) =>
                 {
                     Place::Data
                 }

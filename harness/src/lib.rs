@@ -6,7 +6,7 @@
 pub mod cli;
 pub mod data;
 pub mod device;
-//pub mod doctor;
+pub mod doctor;
 pub mod evaluate;
 pub mod experiment;
 pub mod names;

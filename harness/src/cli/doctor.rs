@@ -1,8 +1,12 @@
 //! `quantscope doctor`: what this machine has, and what is missing.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
-use crate::cli::{CliError, Options, Outcome};
+use crate::cli::{CliError, Options, Outcome, print};
+use crate::data::corpus::DataOptions;
+use crate::doctor;
 
 /// Look at devices, data and model cache, and say what is missing.
 ///
@@ -21,6 +25,10 @@ pub struct DoctorArgs {
 /// # Errors
 /// Where stdout cannot be written.
 pub fn run(args: &DoctorArgs) -> Result<Outcome, CliError> {
-    let _ = args;
-    Err(CliError::NotInThisBuild("doctor"))
+    let options = doctor::Options {
+        data: DataOptions::new(args.options.data_dir(), PathBuf::new(), args.options.offline),
+        models_dir: args.options.models_dir(),
+    };
+    print(&doctor::examine(&options).to_string())?;
+    Ok(Outcome::Complete)
 }
