@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use harness::record::store::Store;
 use harness::record::{
     CellResult, Contents, Envelope, Execution, Failure, Manifest, ManifestCell, ManifestExpectation,
     MeasurementResult, ModelIdentity, Reading, SCHEMA,
@@ -324,6 +325,48 @@ fn a_report_is_whole_repeats_its_bytes_and_is_fresh_until_a_record_changes() {
 }
 
 #[test]
+fn a_report_is_made_from_a_store_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("quickstart");
+    let contents = example();
+    let store = Store::open(&dir).unwrap();
+    for cell in &contents.cells {
+        store
+            .publish_cell(cell.result.clone(), cell.execution.clone())
+            .unwrap();
+    }
+    for measured in &contents.measurements {
+        store
+            .publish_measurement(measured.result.clone(), measured.execution.clone())
+            .unwrap();
+    }
+    for failure in &contents.failures {
+        store.record_failure(failure.clone()).unwrap();
+    }
+    store.write_manifest(&contents.manifest).unwrap();
+
+    let written = report::write(&dir).unwrap();
+    assert!(
+        written.files.len() == 7 && written.files.iter().all(|path| path.is_file()),
+        "{written:?}"
+    );
+    assert_eq!(report::check(&dir).unwrap(), []);
+    assert_eq!(report::print(&dir, "csv").unwrap(), printed("csv"));
+    assert_eq!(
+        fs::read_to_string(dir.join("summary.csv")).unwrap(),
+        printed("csv")
+    );
+
+    let error = report::write(&folder.path().join("nowhere"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("there are no results at") && error.contains("Run the sweep first"),
+        "{error}"
+    );
+}
+
+#[test]
 fn figures_that_are_gone_are_removed_and_foreign_files_are_not() {
     let folder = tempfile::tempdir().unwrap();
     report::write_contents(folder.path(), &example()).unwrap();
@@ -458,10 +501,24 @@ fn cases() -> Vec<(&'static str, Contents)> {
     ]
 }
 
+/// With `QUANTSCOPE_FIGURES` set to a folder the figures are also written there, to be looked at.
 #[test]
 fn no_text_of_a_figure_is_clipped_or_covered() {
+    let folder = std::env::var_os("QUANTSCOPE_FIGURES");
     for (name, contents) in cases() {
         for drawing in figures::draw_all(&contents).unwrap() {
+            if let Some(folder) = &folder {
+                fs::write(
+                    Path::new(folder).join(format!("{name}.png")),
+                    drawing.png().unwrap(),
+                )
+                .unwrap();
+                fs::write(
+                    Path::new(folder).join(format!("{name}.svg")),
+                    drawing.svg().unwrap(),
+                )
+                .unwrap();
+            }
             check_texts(name, &drawing);
         }
     }
@@ -517,26 +574,4 @@ fn a_figure_shows_every_measured_value_and_marks_failures() {
     assert_eq!(marks, 4 * 14 + 4);
     assert!(drawing.caption.contains("Crosses are failed cells"));
     assert_eq!(drawing.png().unwrap(), drawing.png().unwrap());
-}
-
-/// Writes the cases as PNG into the folder that `QUANTSCOPE_FIGURES` names, to be looked at.
-#[test]
-fn figures_to_look_at() {
-    let Some(folder) = std::env::var_os("QUANTSCOPE_FIGURES") else {
-        return;
-    };
-    for (name, contents) in cases() {
-        for drawing in figures::draw_all(&contents).unwrap() {
-            fs::write(
-                Path::new(&folder).join(format!("{name}.png")),
-                drawing.png().unwrap(),
-            )
-            .unwrap();
-            fs::write(
-                Path::new(&folder).join(format!("{name}.svg")),
-                drawing.svg().unwrap(),
-            )
-            .unwrap();
-        }
-    }
 }

@@ -516,5 +516,8 @@ fn read_text(path: &Path) -> Result<String, CorpusError> {
         offset: error.utf8_error().valid_up_to(),
     })?;
     // Editors leave a byte order mark; no tokenizer should see it.
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    // The reference scripts read text files in Python's text mode, which makes every line end "\n"; a raw WikiText
+    // with "\r\n" would otherwise be another text, with another perplexity.
+    Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
 }

@@ -119,11 +119,15 @@ impl Store {
 
     /// Looks at the claim under `path`: held, or gone (let go by its owner, or abandoned and removed here).
     fn existing_claim(&self, path: &Path, stale: Duration) -> Result<Existing, StoreError> {
-        let mut file = match open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Existing::Gone),
-            Err(e) => return Err(StoreError::io("open", path, e)),
-        };
+        match open(path) {
+            Ok(file) => self.opened_claim(file, path, stale),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Existing::Gone),
+            Err(e) => Err(StoreError::io("open", path, e)),
+        }
+    }
+
+    /// As [`Store::existing_claim`], for the file that stood under `path` when it was opened.
+    fn opened_claim(&self, mut file: File, path: &Path, stale: Duration) -> Result<Existing, StoreError> {
         let locked = file.try_lock();
         let mut text = String::new();
         let holder = match file.read_to_string(&mut text) {
@@ -301,5 +305,25 @@ mod tests {
         assert!(heir.path.exists());
         drop(heir);
         assert!(!dir.path().join("claims/cell").exists());
+    }
+
+    #[test]
+    fn who_opened_a_claim_before_its_owner_let_go_does_not_remove_the_next_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let ClaimOutcome::Claimed(first) = store.claim("cell", None).unwrap() else {
+            panic!("nobody else is here")
+        };
+        let late = open(&first.path).unwrap();
+        drop(first);
+        let ClaimOutcome::Claimed(next) = store.claim("cell", None).unwrap() else {
+            panic!("it was let go")
+        };
+        let seen = store.opened_claim(late, &next.path, STALE_AFTER).unwrap();
+        assert!(matches!(seen, Existing::Gone));
+        assert!(
+            holder(store.claim("cell", None).unwrap()).is_some(),
+            "the next owner lost its claim"
+        );
     }
 }
