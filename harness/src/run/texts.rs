@@ -84,6 +84,7 @@ fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<
         hasher.update(&id.to_le_bytes());
     }
     let mut detail = Map::new();
+    detail.insert("text".into(), text.label().into());
     detail.insert("text-origin".into(), text.origin.clone().into());
     detail.insert("text-hash".into(), text.hash.clone().into());
     detail.insert("token-hash".into(), hasher.finalize().to_hex().to_string().into());
