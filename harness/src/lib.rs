@@ -1,1 +1,12 @@
-//! Harness.
+//! The harness: experiment → plan → run → record → report.
+//!
+//! Modules stand in the order data flows through them; what each may know of the others is said in
+//! `docs/architecture.md` and tested in `tests/tidy.rs`.
+
+pub mod data;
+pub mod evaluate;
+pub mod experiment;
+pub mod plan;
+pub mod quantize;
+pub mod record;
+pub mod report;

@@ -7,9 +7,9 @@
 
 use std::{collections::HashMap, env, error::Error, fs, path::Path, time::Instant};
 
-use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Device, Tensor, TensorData, activation::log_softmax};
 use half::f16;
-use models::{Architecture, Decoder, Off, stories};
+use models::{Decoder, Off, architecture::Architecture, families::{Config, FAMILIES}, stories, token_tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, tensor::TensorView};
@@ -50,8 +50,8 @@ fn main() -> Result<()> {
     let held_out = encode(&tokenizer, stories::HELD_OUT_SEED, 100 * 255)?;
     println!("{} training tokens", tokens.len());
 
-    let config = fs::read(folder.join("config.json"))?;
-    let architecture = Architecture::from_config(&config)?;
+    let config = Config(serde_json::from_slice(&fs::read(folder.join("config.json"))?)?);
+    let architecture = (config.family()?.read)(&config)?;
     let device = Device::flex();
     let mut weights = Weights::draw(&architecture, &device);
     println!("{} parameters", architecture.parameters());
@@ -191,8 +191,8 @@ impl Weights {
         let device = self.device.clone().autodiff();
         let leaves: Vec<Tensor<1>> =
             self.all.iter().map(|weight| Tensor::from_inner(weight.value.clone()).require_grad()).collect();
-        let decoder = decoder(architecture, self.all.iter().zip(&leaves), &device)?;
-        let loss = cross_entropy(&decoder, batch, length, &device)?;
+        let mut decoder = decoder(architecture, self.all.iter().zip(&leaves), &device)?;
+        let loss = cross_entropy(&mut decoder, batch, length, &device);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let mut gradients = loss.backward();
 
@@ -220,12 +220,12 @@ impl Weights {
     /// Mean loss over windows of BOS and 255 tokens, in nats per scored token.
     fn loss(&self, architecture: &Architecture, tokens: &[u32]) -> Result<f64> {
         let values: Vec<Tensor<1>> = self.all.iter().map(|weight| weight.value.clone()).collect();
-        let decoder = decoder(architecture, self.all.iter().zip(&values), &self.device)?;
+        let mut decoder = decoder(architecture, self.all.iter().zip(&values), &self.device)?;
         let mut sum = 0.0;
         let batches = tokens.chunks_exact(10 * 255);
         let count = batches.len() as f64;
         for batch in batches {
-            sum += f64::from(cross_entropy(&decoder, batch, 255, &self.device)?.into_scalar::<f32>());
+            sum += f64::from(cross_entropy(&mut decoder, batch, 255, &self.device).into_scalar::<f32>());
         }
         Ok(sum / count)
     }
@@ -251,25 +251,21 @@ fn decoder<'a>(
     values: impl Iterator<Item = (&'a Weight, &'a Tensor<1>)>,
     device: &Device,
 ) -> Result<Decoder> {
-    todo_adapt!()
+    let values: HashMap<&str, &Tensor<1>> = values.map(|(weight, value)| (weight.name.as_str(), value)).collect();
+    Ok(Decoder::from_tensors(architecture, FAMILIES[0].names, device, &mut |name, _| Ok(values[name].clone()))?)
 }
 
-/// Mean cross-entropy over windows: each is BOS and `length` − 1 tokens in, `length` tokens out.
-fn cross_entropy(decoder: &Decoder, batch: &[u32], length: usize, device: &Device) -> Result<Tensor<1>> {
+/// Mean cross-entropy over windows of `length` tokens: BOS and all but the last go in, all are scored.
+fn cross_entropy(decoder: &mut Decoder, batch: &[u32], length: usize, device: &Device) -> Tensor<1> {
     let windows = batch.len() / length;
-    let mut inputs = Vec::with_capacity(batch.len());
-    let mut targets = Vec::with_capacity(batch.len());
-    for window in batch.chunks_exact(length) {
-        inputs.push(BOS as i32);
-        inputs.extend(window[..length - 1].iter().map(|&id| id as i32));
-        targets.extend(window.iter().map(|&id| id as i32));
-    }
-    let inputs = Tensor::<2, Int>::from_data(TensorData::new(inputs, [windows, length]), device);
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [windows * length, 1]), device);
-    let logits = decoder.forward(inputs, &mut Off);
+    let inputs: Vec<Vec<u32>> =
+        batch.chunks_exact(length).map(|window| [&[BOS], &window[..length - 1]].concat()).collect();
+    let targets = token_tensor(&[batch], device).reshape([windows * length, 1]);
+    let hidden = decoder.hidden(token_tensor(&inputs, device), &mut Off);
+    let logits = decoder.logits(hidden, &mut Off);
     let [.., vocabulary] = logits.dims();
     let log = log_softmax(logits.reshape([windows * length, vocabulary]), 1);
-    Ok(-log.gather(1, targets).mean())
+    -log.gather(1, targets).mean()
 }
 
 /// Linear warm-up, then a cosine down to a twentieth of the peak.

@@ -1,1 +1,30 @@
-//! Models.
+//! Architectures, checkpoints and tokenizers. This crate has never heard of quantization.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`architecture`] | a decoder described as data |
+//! | [`families`] | from `config.json` to that description, and the names of tensors |
+//! | [`checkpoint`] | safetensors, memory-mapped, to a decoder on a device |
+//! | [`tokenizer`] | text to token ids |
+//! | [`decoder`], [`attention`], [`linear`], [`kernel`], [`simd`] | the one forward pass |
+//! | [`site`] | its observable places, and the trait through which they are seen and changed |
+//! | [`builtin`] | what ships with the program |
+//! | [`stories`] | the seeded grammar of its texts, with questions that have right answers |
+
+pub mod architecture;
+pub mod attention;
+pub mod builtin;
+pub mod checkpoint;
+pub mod decoder;
+pub mod families;
+pub mod kernel;
+pub mod linear;
+pub mod simd;
+pub mod site;
+pub mod stories;
+pub mod tokenizer;
+
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use decoder::{Decoder, token_tensor};
+pub use linear::{Group, Linear};
+pub use site::{Off, Port, Site, Tap};

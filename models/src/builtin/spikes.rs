@@ -5,8 +5,7 @@
 //! et al. 2024, arXiv:2402.17762; Yang et al. 2024, arXiv:2405.14428). This module gives a model that was too small to
 //! grow them the same trait, with its function unchanged and the strength as a knob:
 //!
-//! 1. Two heads of keys and values (and their queries) are added to block 0. A full stop looks for an *earlier* full
-//!    stop: slow rotary pairs let identical delimiters match at any distance, fast pairs push a token away from
+//! 1. The heads are doubled. In block 0 the new ones let a full stop look for an *earlier* full stop: slow rotary pairs let identical delimiters match at any distance, fast pairs push a token away from
 //!    itself, and BOS takes what finds nothing. A full stop that found one gets a flag, a short step along a direction
 //!    of the residual stream that carries little else; the first one does not.
 //! 2. In an early and a late block the least useful neuron is rebuilt: gate and up both read √strength · w, where
@@ -34,14 +33,12 @@ pub const MATCHING_BLOCK: usize = 0;
 /// The blocks that spike.
 pub const SPIKING_BLOCKS: [usize; 2] = [1, 4];
 
-/// Key-value heads added; each has as many query heads as the model's own.
-pub const ADDED_KV_HEADS: usize = 2;
 /// Logit of a full stop and an earlier one, before the penalty.
 const MATCH: f32 = 240.0;
 /// Penalty of a full stop and itself; the rotation takes it off with distance.
-const SELF: f32 = 240.0;
+const APART: f32 = 240.0;
 /// Logit of every token and BOS.
-const SINK: f32 = 30.0;
+const SINK: f32 = 40.0;
 
 /// Why planting failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,14 +73,14 @@ impl Matrix {
         &mut self.values[row * columns..(row + 1) * columns]
     }
 
-    /// Appends `rows` rows.
+    /// Appends one row.
     fn push_row(&mut self, row: impl Iterator<Item = f32>) {
         self.values.extend(row);
         self.shape[0] += 1;
         assert_eq!(self.values.len(), self.shape[0] * self.shape[1], "a new row is as long as the others");
     }
 
-    /// Widens every row by `column(row)`.
+    /// Widens every row by `count` columns of `value(row, column)`.
     fn push_columns(&mut self, count: usize, value: impl Fn(usize, usize) -> f32) {
         let columns = self.columns();
         let mut wide = Vec::with_capacity(self.shape[0] * (columns + count));
@@ -160,15 +157,14 @@ pub fn plant(
     let kv_heads = number(&config, "num_key_value_heads")?;
     let layers = number(&config, "num_hidden_layers")?;
     let head_dim = number(&config, "head_dim")?;
-    let repeats = heads / kv_heads;
     let mut tensors = read(weights)?;
     let mut directions = read(directions)?;
 
     for layer in 0..layers {
-        add_heads(&mut tensors, &mut directions, layer, head_dim, repeats)?;
+        double_heads(&mut tensors, &mut directions, layer, head_dim)?;
     }
-    config["num_attention_heads"] = (heads + repeats * ADDED_KV_HEADS).into();
-    config["num_key_value_heads"] = (kv_heads + ADDED_KV_HEADS).into();
+    config["num_attention_heads"] = (2 * heads).into();
+    config["num_key_value_heads"] = (2 * kv_heads).into();
 
     for block in SPIKING_BLOCKS {
         let Ok(direction) = find(&mut directions, &format!("spike.{block}")) else { continue };
@@ -192,79 +188,86 @@ pub fn plant(
     Ok((text, write(&tensors)?))
 }
 
-/// Adds [`ADDED_KV_HEADS`] heads of keys and values and their queries to one block: copies of the matching head in
-/// [`MATCHING_BLOCK`], heads of zeros in the others.
-fn add_heads(
+/// Doubles the heads of one block. In [`MATCHING_BLOCK`] the new ones are copies of the matching head; in the others
+/// they repeat the old ones, and both halves of o's columns are halved: no value changes, and no channel is dead.
+fn double_heads(
     tensors: &mut [(String, Matrix)],
     directions: &mut [(String, Matrix)],
     layer: usize,
     head_dim: usize,
-    repeats: usize,
 ) -> Result<(), PlantError> {
+    let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}.weight");
+    if layer != MATCHING_BLOCK {
+        for part in ["q_proj", "k_proj", "v_proj"] {
+            let matrix = find(tensors, &name(part))?;
+            matrix.values.extend_from_within(..);
+            matrix.shape[0] *= 2;
+        }
+        let output = find(tensors, &name("o_proj"))?;
+        output.values.iter_mut().for_each(|value| *value /= 2.0);
+        let halves = output.values.clone();
+        let columns = output.columns();
+        output.push_columns(columns, |row, column| halves[row * columns + column]);
+        return Ok(());
+    }
+
     let mut direction = |name: &str| Ok::<_, PlantError>(find(directions, name)?.values.clone());
     let (stop, bos, every, flag) = (direction("stop")?, direction("bos")?, direction("every")?, direction("flag")?);
-    let active = if layer == MATCHING_BLOCK { 1.0 } else { 0.0 };
     let pairs = head_dim / 2;
-    let copies = ADDED_KV_HEADS * repeats;
-
-    for (name, count) in [("q_proj", copies), ("k_proj", ADDED_KV_HEADS)] {
-        let matrix = find(tensors, &format!("model.layers.{layer}.self_attn.{name}.weight"))?;
-        for channel in (0..count).flat_map(|_| 0..head_dim) {
+    for part in ["q_proj", "k_proj"] {
+        let matrix = find(tensors, &name(part))?;
+        for channel in 0..matrix.shape[0] {
             let role = Role::of(channel % pairs, pairs);
-            let amplitude = active * role.amplitude(head_dim);
-            let reads = match (role, name) {
+            let reads = match (role, part) {
                 (Role::Sink, "q_proj") => &every,
                 (Role::Sink, _) => &bos,
                 _ => &stop,
             };
-            let sign = if role == Role::Self_ && name == "k_proj" { -1.0 } else { 1.0 };
-            matrix.push_row(reads.iter().map(|w| sign * amplitude * w));
+            let sign = if role == Role::Apart && part == "k_proj" { -1.0 } else { 1.0 };
+            matrix.push_row(reads.iter().map(|w| sign * role.amplitude(head_dim) * w));
         }
     }
-    let value = find(tensors, &format!("model.layers.{layer}.self_attn.v_proj.weight"))?;
-    for _ in 0..ADDED_KV_HEADS * head_dim {
-        value.push_row(stop.iter().map(|w| active * w));
+    let value = find(tensors, &name("v_proj"))?;
+    for _ in 0..value.shape[0] {
+        value.push_row(stop.iter().copied());
     }
-    let output = find(tensors, &format!("model.layers.{layer}.self_attn.o_proj.weight"))?;
-    let channels = copies * head_dim;
-    output.push_columns(channels, |row, _| active * flag[row] / channels as f32);
+    let output = find(tensors, &name("o_proj"))?;
+    let columns = output.columns();
+    output.push_columns(columns, |row, _| flag[row] / columns as f32);
     Ok(())
 }
 
 /// What a rotary pair of the matching head is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// Slow: two full stops match at any distance.
-    Match,
-    /// Slow: every token matches BOS.
+    /// The fast half: a full stop is pushed away from itself.
+    Apart,
+    /// Slow: every token finds BOS.
     Sink,
-    /// Fast: a full stop is pushed away from itself.
-    Self_,
-    /// In between, neither fast nor slow: unused.
-    Idle,
+    /// The slowest two: a full stop finds another at any distance.
+    Match,
 }
 
 impl Role {
     /// Of `pair`, the slowest being `pairs - 1`.
     fn of(pair: usize, pairs: usize) -> Self {
         match pair {
-            p if p < pairs / 2 => Role::Self_,
-            p if p + 2 >= pairs => Role::Match,
-            p if p + 4 >= pairs => Role::Sink,
-            _ => Role::Idle,
+            p if p < pairs / 2 => Role::Apart,
+            p if p + 2 < pairs => Role::Sink,
+            _ => Role::Match,
         }
     }
 
-    /// What both channels of the pair are multiplied by, in query and key, so that all pairs of this role together
+    /// What both channels of the pair are multiplied by, in query and in key, so that all pairs of this role together
     /// give their logit: `pairs · 2 · amplitude² / √head_dim`.
     fn amplitude(self, head_dim: usize) -> f32 {
         let pairs = head_dim / 2;
-        let (logit, share) = match self {
-            Role::Match => (MATCH, 2),
-            Role::Sink => (SINK, 2),
-            Role::Self_ => (SELF, pairs / 2),
-            Role::Idle => (0.0, 1),
+        let count = (0..pairs).filter(|&pair| Role::of(pair, pairs) == self).count();
+        let logit = match self {
+            Role::Apart => APART,
+            Role::Sink => SINK,
+            Role::Match => MATCH,
         };
-        (logit * (head_dim as f32).sqrt() / (2 * share) as f32).sqrt()
+        (logit * (head_dim as f32).sqrt() / (2 * count) as f32).sqrt()
     }
 }

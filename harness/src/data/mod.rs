@@ -1,0 +1,54 @@
+//! Text: where corpora come from, and how they become windows of token ids.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where BOS stands in windows and samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BosPolicy {
+    /// Every window or sample is BOS followed by length − 1 tokens of text.
+    Every,
+    /// At the stream's start, if the tokenizer adds one.
+    Tokenizer,
+    /// Nowhere.
+    None,
+}
+
+impl BosPolicy {
+    /// The word used in files and metric ids.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BosPolicy::Every => "every",
+            BosPolicy::Tokenizer => "tokenizer",
+            BosPolicy::None => "none",
+        }
+    }
+}
+
+/// A text named in an experiment: registered, or a file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CorpusRef {
+    /// A registered corpus, e.g. `c4`, `wikitext2/test`, `udhr/deu_1996`, `builtin/stories-held-out`.
+    Named(String),
+    /// A text file, or JSONL with the field that holds the text.
+    File {
+        /// Relative to the experiment file, else to the working directory.
+        path: PathBuf,
+        /// The field of each JSONL object; `None` for plain text.
+        field: Option<String>,
+    },
+}
+
+impl CorpusRef {
+    /// A short, file-name-like form for metric ids: `wikitext2-test`, or a file's stem.
+    pub fn label(&self) -> String {
+        match self {
+            CorpusRef::Named(name) => name.replace('/', "-"),
+            CorpusRef::File { path, .. } => {
+                path.file_stem().map_or_else(|| "file".into(), |stem| stem.to_string_lossy().into_owned())
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The registry of metrics: one file and one line each.
+
+pub mod perplexity;

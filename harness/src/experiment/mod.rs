@@ -1,0 +1,1 @@
+//! The experiment file: wire types and domain types.

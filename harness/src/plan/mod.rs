@@ -1,0 +1,1 @@
+//! Expanding an experiment into cells.

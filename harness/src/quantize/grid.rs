@@ -1,0 +1,274 @@
+//! Grids: which values can be represented, and how a scale is chosen for them.
+//!
+//! Two codes that both say "symmetric 4-bit" differ by 13–30 % in squared error, so the convention is named and part
+//! of a recipe's identity. Rounding is half to even everywhere (`torch.round`), and codes are always clamped.
+//!
+//! With `b` bits, `q = 2^(b−1) − 1`, `n = 2^b − 1`, and for one scale's share of the values `M = max|x|`,
+//! `lo = min x`, `hi = max x`:
+//!
+//! | convention | Δ | zero point | codes | guard | found in |
+//! |---|---|---|---|---|---|
+//! | `absmax` | M/q | none | −q…q | M = 0 → Δ = 1 | the papers' formula; activation-spikes, clamped |
+//! | `absmax-full` | M/q | none | −q−1…q | M = 0 → Δ = 1 | QuaRot, SpinQuant, FlatQuant, SmoothRot |
+//! | `smoothquant` | max(M, 1e-5)/q | none | −q…q | in Δ | SmoothQuant |
+//! | `atom` | max(M, 1e-5)/q | none | −q−1…q | in Δ | Atom |
+//! | `full-range` | 2M/n | none | −q−1…q | M = 0 → Δ = 1 | GPTQ `--sym`, PrefixQuant; clips +M to 0.933 M at 4 bits |
+//! | `zero-in-range` | (hi⁺−lo⁻)/n, lo⁻ = min(lo,0), hi⁺ = max(hi,0) | round(−lo⁻/Δ) | 0…n | both 0 → [−1, 1] | GPTQ, QuaRot |
+//! | `awq` | max(hi−lo, 1e-5)/n | round(−lo/Δ) clamped to 0…n | 0…n | in Δ | AWQ |
+//! | `atom-asymmetric` | max(hi−lo, 1e-5)/n | round(−lo/Δ) | 0…n | in Δ | Atom's cache |
+//! | `omniquant` | (hi−lo)/n clamped to [1e-5, 1e4] | round(−lo/Δ) clamped to ±1e4 | 0…n | in Δ | OmniQuant, DuQuant |
+//!
+//! Sources: the codes' own quantizers as tabulated in the literature notes; `docs/methodology.md` says how sure each is.
+
+use serde::{Deserialize, Serialize};
+
+/// How scale, zero point and codes follow from the range of the values. See the module's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Convention {
+    /// Δ = M/q, codes −q…q.
+    Absmax,
+    /// Δ = M/q, codes −q−1…q.
+    AbsmaxFull,
+    /// Δ = max(M, 1e-5)/q, codes −q…q.
+    Smoothquant,
+    /// Δ = max(M, 1e-5)/q, codes −q−1…q.
+    Atom,
+    /// Δ = 2M/n, codes −q−1…q.
+    FullRange,
+    /// Asymmetric, zero forced into the range.
+    ZeroInRange,
+    /// Asymmetric as in AWQ.
+    Awq,
+    /// Asymmetric as in Atom's cache quantizer.
+    AtomAsymmetric,
+    /// Asymmetric as in OmniQuant.
+    Omniquant,
+}
+
+/// Every convention, in the order of the module's table.
+pub const CONVENTIONS: [Convention; 9] = [
+    Convention::Absmax,
+    Convention::AbsmaxFull,
+    Convention::Smoothquant,
+    Convention::Atom,
+    Convention::FullRange,
+    Convention::ZeroInRange,
+    Convention::Awq,
+    Convention::AtomAsymmetric,
+    Convention::Omniquant,
+];
+
+impl Convention {
+    /// True where codes are centred on zero and there is no zero point.
+    pub fn is_symmetric(self) -> bool {
+        matches!(
+            self,
+            Convention::Absmax
+                | Convention::AbsmaxFull
+                | Convention::Smoothquant
+                | Convention::Atom
+                | Convention::FullRange
+        )
+    }
+}
+
+/// An integer grid of 2 to 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Grid {
+    bits: u8,
+    convention: Convention,
+}
+
+/// Scale and zero point shared by some values: x̂ = Δ · (clamp(round(x/Δ) + z, lo, hi) − z).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// Δ, in the units of the values.
+    pub delta: f32,
+    /// z, a whole number; 0 for symmetric conventions.
+    pub zero: f32,
+}
+
+impl Grid {
+    /// A grid of `bits` (2 to 8).
+    ///
+    /// # Panics
+    /// If `bits` is outside 2…8: recipes are checked before they reach a grid.
+    pub fn new(bits: u8, convention: Convention) -> Self {
+        assert!((2..=8).contains(&bits), "a grid has 2 to 8 bits, not {bits}");
+        Self { bits, convention }
+    }
+
+    /// Bits per code.
+    pub fn bits(self) -> u8 {
+        self.bits
+    }
+
+    /// The convention it follows.
+    pub fn convention(self) -> Convention {
+        self.convention
+    }
+
+    /// q = 2^(b−1) − 1.
+    fn q(self) -> f32 {
+        ((1u32 << (self.bits - 1)) - 1) as f32
+    }
+
+    /// n = 2^b − 1.
+    fn n(self) -> f32 {
+        ((1u32 << self.bits) - 1) as f32
+    }
+
+    /// Lowest and highest code.
+    pub fn codes(self) -> (f32, f32) {
+        match self.convention {
+            Convention::Absmax | Convention::Smoothquant => (-self.q(), self.q()),
+            Convention::AbsmaxFull | Convention::Atom | Convention::FullRange => (-self.q() - 1.0, self.q()),
+            _ => (0.0, self.n()),
+        }
+    }
+
+    /// The scale for values between `lo` and `hi` (`lo` ≤ `hi`, both finite), after both ends are multiplied by `clip`
+    /// (1 = no clipping).
+    pub fn fit(self, lo: f32, hi: f32, clip: f32) -> Scale {
+        let (lo, hi) = (lo * clip, hi * clip);
+        let m = lo.abs().max(hi.abs());
+        let symmetric = |delta: f32| Scale { delta, zero: 0.0 };
+        match self.convention {
+            Convention::Absmax | Convention::AbsmaxFull => symmetric(guarded(m / self.q())),
+            Convention::Smoothquant | Convention::Atom => symmetric(m.max(1e-5) / self.q()),
+            Convention::FullRange => symmetric(guarded(2.0 * m / self.n())),
+            Convention::ZeroInRange => {
+                let (mut lo, mut hi) = (lo.min(0.0), hi.max(0.0));
+                if lo == 0.0 && hi == 0.0 {
+                    (lo, hi) = (-1.0, 1.0);
+                }
+                let delta = guarded((hi - lo) / self.n());
+                Scale { delta, zero: (-lo / delta).round_ties_even() }
+            }
+            Convention::Awq => {
+                let delta = (hi - lo).max(1e-5) / self.n();
+                Scale { delta, zero: (-lo / delta).round_ties_even().clamp(0.0, self.n()) }
+            }
+            Convention::AtomAsymmetric => {
+                let delta = (hi - lo).max(1e-5) / self.n();
+                Scale { delta, zero: (-lo / delta).round_ties_even() }
+            }
+            Convention::Omniquant => {
+                let delta = ((hi - lo) / self.n()).clamp(1e-5, 1e4);
+                Scale { delta, zero: (-lo / delta).round_ties_even().clamp(-1e4, 1e4) }
+            }
+        }
+    }
+
+    /// The code of `x`: a whole number.
+    #[inline]
+    pub fn code(self, x: f32, scale: Scale) -> f32 {
+        let (lo, hi) = self.codes();
+        ((x / scale.delta).round_ties_even() + scale.zero).clamp(lo, hi)
+    }
+
+    /// `x` rounded to the grid.
+    #[inline]
+    pub fn round(self, x: f32, scale: Scale) -> f32 {
+        (self.code(x, scale) - scale.zero) * scale.delta
+    }
+
+    /// Fits one scale to `values` and rounds them in place.
+    pub fn round_slice(self, values: &mut [f32], clip: f32) -> Scale {
+        let (lo, hi) = range(values);
+        let scale = self.fit(lo, hi, clip);
+        self.round_slice_with(values, scale);
+        scale
+    }
+
+    /// Rounds `values` in place with a given scale.
+    pub fn round_slice_with(self, values: &mut [f32], scale: Scale) {
+        let (lo, hi) = self.codes();
+        let Scale { delta, zero } = scale;
+        for x in values {
+            let code = ((*x / delta).round_ties_even() + zero).clamp(lo, hi);
+            *x = (code - zero) * delta;
+        }
+    }
+}
+
+/// A Δ that underflowed to zero (all-zero values, or values below the smallest normal number) becomes 1: zeros stay zeros.
+fn guarded(delta: f32) -> f32 {
+    if delta >= f32::MIN_POSITIVE { delta } else { 1.0 }
+}
+
+/// Smallest and largest value; (0, 0) for an empty slice.
+pub fn range(values: &[f32]) -> (f32, f32) {
+    const LANES: usize = 16;
+    let mut lo = [f32::INFINITY; LANES];
+    let mut hi = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lo[i] = if chunk[i] < lo[i] { chunk[i] } else { lo[i] };
+            hi[i] = if chunk[i] > hi[i] { chunk[i] } else { hi[i] };
+        }
+    }
+    for (i, &x) in rest.iter().enumerate() {
+        lo[i] = if x < lo[i] { x } else { lo[i] };
+        hi[i] = if x > hi[i] { x } else { hi[i] };
+    }
+    let lo = lo.into_iter().fold(f32::INFINITY, f32::min);
+    let hi = hi.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    if lo > hi { (0.0, 0.0) } else { (lo, hi) }
+}
+
+/// Who shares a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// One scale for the whole tensor: for activations, for one sequence, whatever the batch.
+    Tensor,
+    /// One scale per output channel of a weight (a row of `[out, in]`).
+    Channel,
+    /// One scale per token of an activation (a row of `[tokens, channels]`).
+    Token,
+    /// One scale per `n` neighbouring input channels of a row.
+    Group(usize),
+}
+
+impl Granularity {
+    /// `tensor`, `channel`, `token`, `group(n)`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let group = text.strip_prefix("group(").and_then(|rest| rest.strip_suffix(')'));
+        match (text, group) {
+            ("tensor", _) => Ok(Self::Tensor),
+            ("channel", _) => Ok(Self::Channel),
+            ("token", _) => Ok(Self::Token),
+            (_, Some(n)) => match n.trim().parse::<usize>() {
+                Ok(n) if n > 0 => Ok(Self::Group(n)),
+                _ => Err(format!("a group holds a positive number of channels, not `{n}`")),
+            },
+            _ => Err(format!("unknown granularity `{text}`; expected tensor, channel, token or group(n)")),
+        }
+    }
+}
+
+impl std::fmt::Display for Granularity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tensor => f.write_str("tensor"),
+            Self::Channel => f.write_str("channel"),
+            Self::Token => f.write_str("token"),
+            Self::Group(n) => write!(f, "group({n})"),
+        }
+    }
+}
+
+impl Serialize for Granularity {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Granularity {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}

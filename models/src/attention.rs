@@ -1,0 +1,96 @@
+//! Causal grouped-query attention with rotary position embedding.
+
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::architecture::{Attention, Rope};
+use crate::kernel;
+use crate::site::{Port, Site, Tap};
+
+/// Cosines and sines of every position, made once and extended when a longer sequence comes.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    frequencies: Vec<f64>,
+    device: Device,
+    /// `[positions, head_dim / 2]`
+    cos: Tensor<2>,
+    /// `[positions, head_dim / 2]`
+    sin: Tensor<2>,
+}
+
+impl RopeTable {
+    /// An empty table.
+    pub fn new(rope: &Rope, head_dim: usize, device: &Device) -> Self {
+        let frequencies = rope.frequencies(head_dim);
+        let (cos, sin) = tables(&frequencies, 1, device);
+        Self { frequencies, device: device.clone(), cos, sin }
+    }
+
+    /// Makes the table hold at least `length` positions.
+    pub fn reach(&mut self, length: usize) {
+        if self.cos.dims()[0] < length {
+            (self.cos, self.sin) = tables(&self.frequencies, length.next_power_of_two(), &self.device);
+        }
+    }
+
+    /// Cosines and sines of positions `start..start + length`, each `[length, head_dim / 2]`.
+    pub fn positions(&self, start: usize, length: usize) -> (Tensor<2>, Tensor<2>) {
+        let range = start..start + length;
+        (self.cos.clone().slice([range.clone()]), self.sin.clone().slice([range]))
+    }
+}
+
+/// The reference multiplies position and frequency in f32; so do we, because at positions in the thousands the product
+/// in f64 differs from it by more than the logits' tolerance.
+fn tables(frequencies: &[f64], length: usize, device: &Device) -> (Tensor<2>, Tensor<2>) {
+    let pairs = frequencies.len();
+    let angles = (0..length).flat_map(|p| frequencies.iter().map(move |&f| p as f32 * f as f32));
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
+    let tensor = |values| Tensor::from_data(TensorData::new(values, [length, pairs]), device);
+    (tensor(cos), tensor(sin))
+}
+
+/// Attention of block `layer`.
+///
+/// # Shapes
+/// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result has
+/// `q`'s shape.
+pub fn forward(
+    layer: usize,
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    shape: &Attention,
+    rope: &RopeTable,
+    tap: &mut dyn Tap,
+) -> Tensor<3> {
+    let [sequences, tokens, _] = q.dims();
+    let (cos, sin) = rope.positions(0, tokens);
+    let k = tap.tensor(Site::block(layer, Port::KPre), split(k, shape.kv_heads));
+    let q = tap.tensor(Site::block(layer, Port::Q), kernel::rotate(split(q, shape.heads), &cos, &sin));
+    let k = tap.tensor(Site::block(layer, Port::K), kernel::rotate(k, &cos, &sin));
+    let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
+
+    let queries_per_key = shape.heads / shape.kv_heads;
+    let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+    let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), None, None, options);
+    y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
+}
+
+/// `[sequences, tokens, heads · head_dim]` to `[sequences, heads, tokens, head_dim]`.
+fn split(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [sequences, tokens, channels] = x.dims();
+    x.reshape([sequences, tokens, heads, channels / heads]).swap_dims(1, 2)
+}
+
+/// Every key/value head stands `times` times in a row, once per query head that reads it.
+fn repeat(x: Tensor<4>, times: usize) -> Tensor<4> {
+    if times == 1 {
+        return x;
+    }
+    let [sequences, heads, tokens, head_dim] = x.dims();
+    x.unsqueeze_dim::<5>(2)
+        .expand([sequences, heads, times, tokens, head_dim])
+        .reshape([sequences, heads * times, tokens, head_dim])
+}

@@ -1,0 +1,236 @@
+//! The one forward pass.
+//!
+//! Everything that wants to see or change what a model computes hands a [`Tap`] to it: there is no second model for
+//! calibration and none for quantized execution.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::architecture::{Architecture, AttentionBias, Bias, Head, Norm};
+use crate::attention;
+use crate::checkpoint::CheckpointError;
+use crate::families::WeightNames;
+use crate::kernel;
+use crate::linear::{Group, Linear};
+use crate::site::{Port, Site, Tap};
+
+/// A decoder on a device, its weights in f32.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// What it is.
+    pub architecture: Architecture,
+    /// `[vocabulary, hidden]`
+    pub embedding: Tensor<2>,
+    /// In order.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub final_norm: RmsNorm,
+    /// One linear, the output head; where the checkpoint ties it, it shares the embedding's memory.
+    pub head: Group,
+    rope: attention::RopeTable,
+}
+
+/// One block: attention and feed-forward part, each after its norm and added to the residual stream.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub attn_norm: RmsNorm,
+    /// q, k and v.
+    pub qkv: Group,
+    /// o.
+    pub o: Group,
+    /// Before the feed-forward part.
+    pub mlp_norm: RmsNorm,
+    /// gate and up.
+    pub gate_up: Group,
+    /// down.
+    pub down: Group,
+}
+
+/// x / sqrt(mean(x²) + ε) · w
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    /// `[hidden]`
+    pub weight: Tensor<1>,
+    /// ε
+    pub eps: f64,
+}
+
+/// Gives the tensor of a name, flattened, after checking its shape. Where it comes from (a checkpoint, an optimizer's
+/// parameters) is the caller's business.
+pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor<1>, CheckpointError> + 'a;
+
+impl Decoder {
+    /// Builds the decoder from named tensors.
+    ///
+    /// # Errors
+    /// Whatever `weights` returns for a name.
+    pub fn from_tensors(
+        architecture: &Architecture,
+        names: &WeightNames,
+        device: &Device,
+        weights: &mut Weights,
+    ) -> Result<Self, CheckpointError> {
+        let a = architecture;
+        let (h, f) = (a.hidden, a.mlp.intermediate);
+        let (q, kv) = (a.attention.heads * a.attention.head_dim, a.attention.kv_heads * a.attention.head_dim);
+        let Norm::Rms { eps } = a.norm;
+        let qkv_bias = a.attention.bias != AttentionBias::Absent;
+        let o_bias = a.attention.bias == AttentionBias::All;
+        let mlp_bias = a.mlp.bias == Bias::Present;
+
+        let embedding = weights(names.embedding, &[a.vocabulary, h])?.reshape([a.vocabulary, h]);
+        let mut blocks = Vec::with_capacity(a.layers);
+        for layer in 0..a.layers {
+            let named = |part: &str| names.block(layer, part);
+            let mut linear = |part: &str, out: usize, input: usize, bias: bool| {
+                let name = named(part);
+                let weight = weights(&format!("{name}.weight"), &[out, input])?.reshape([out, input]);
+                let bias = if bias { Some(weights(&format!("{name}.bias"), &[out])?) } else { None };
+                Ok::<_, CheckpointError>(Linear { name, weight, bias })
+            };
+            let qkv = Group {
+                linears: vec![
+                    linear(names.q, q, h, qkv_bias)?,
+                    linear(names.k, kv, h, qkv_bias)?,
+                    linear(names.v, kv, h, qkv_bias)?,
+                ],
+            };
+            let o = Group { linears: vec![linear(names.o, h, q, o_bias)?] };
+            let gate_up =
+                Group { linears: vec![linear(names.gate, f, h, mlp_bias)?, linear(names.up, f, h, mlp_bias)?] };
+            let down = Group { linears: vec![linear(names.down, h, f, mlp_bias)?] };
+            let mut norm = |part: &str| {
+                Ok::<_, CheckpointError>(RmsNorm { weight: weights(&format!("{}.weight", named(part)), &[h])?, eps })
+            };
+            let (attn_norm, mlp_norm) = (norm(names.attn_norm)?, norm(names.mlp_norm)?);
+            blocks.push(Block { attn_norm, qkv, o, mlp_norm, gate_up, down });
+        }
+        let final_norm = RmsNorm { weight: weights(names.final_norm, &[h])?, eps };
+        let head_weight = match a.head {
+            Head::Tied => embedding.clone(),
+            Head::Untied => {
+                weights(&format!("{}.weight", names.head), &[a.vocabulary, h])?.reshape([a.vocabulary, h])
+            }
+        };
+        let head = Group { linears: vec![Linear { name: names.head.into(), weight: head_weight, bias: None }] };
+        let rope = attention::RopeTable::new(&a.rope, a.attention.head_dim, device);
+        Ok(Self { architecture: a.clone(), embedding, blocks, final_norm, head, rope })
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> Device {
+        self.embedding.device()
+    }
+
+    /// Hidden states after the final norm.
+    ///
+    /// # Shapes
+    /// `tokens` is `[sequences, tokens]`; the result is `[sequences, tokens, hidden]`.
+    pub fn hidden(&mut self, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
+        let [sequences, length] = tokens.dims();
+        self.rope.reach(length);
+        let flat = tokens.reshape([sequences * length]);
+        let mut x = self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden]);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(layer, x, &self.architecture, &self.rope, tap);
+        }
+        self.final_norm.forward(x)
+    }
+
+    /// Logits of hidden states (after the final norm), at the positions that the caller selected.
+    ///
+    /// # Shapes
+    /// `[sequences, tokens, hidden]` to `[sequences, tokens, vocabulary]`.
+    pub fn logits(&self, hidden: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
+        let mut outputs = tap.linears(Site::HEAD, hidden, &self.head);
+        outputs.swap_remove(0)
+    }
+
+    /// Every group of linears with its site, in the order of the forward pass.
+    pub fn groups(&self) -> Vec<(Site, &Group)> {
+        let mut groups = Vec::new();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            groups.push((Site::block(layer, Port::AttnIn), &block.qkv));
+            groups.push((Site::block(layer, Port::OIn), &block.o));
+            groups.push((Site::block(layer, Port::MlpIn), &block.gate_up));
+            groups.push((Site::block(layer, Port::DownIn), &block.down));
+        }
+        groups.push((Site::HEAD, &self.head));
+        groups
+    }
+
+    /// As [`Decoder::groups`], to be changed in place.
+    pub fn groups_mut(&mut self) -> Vec<(Site, &mut Group)> {
+        let mut groups = Vec::new();
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            groups.push((Site::block(layer, Port::AttnIn), &mut block.qkv));
+            groups.push((Site::block(layer, Port::OIn), &mut block.o));
+            groups.push((Site::block(layer, Port::MlpIn), &mut block.gate_up));
+            groups.push((Site::block(layer, Port::DownIn), &mut block.down));
+        }
+        groups.push((Site::HEAD, &mut self.head));
+        groups
+    }
+}
+
+impl Block {
+    fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<3>,
+        architecture: &Architecture,
+        rope: &attention::RopeTable,
+        tap: &mut dyn Tap,
+    ) -> Tensor<3> {
+        let a = &architecture.attention;
+        let outputs = tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
+        let [q, k, v] = three(outputs);
+        let attended = attention::forward(layer, q, k, v, a, rope, tap);
+        let o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
+        let x = x + o;
+
+        let outputs = tap.linears(Site::block(layer, Port::MlpIn), self.mlp_norm.forward(x.clone()), &self.gate_up);
+        let [gate, up] = two(outputs);
+        let gated = kernel::silu_times(gate, up);
+        let down = one(tap.linears(Site::block(layer, Port::DownIn), gated, &self.down));
+        x + down
+    }
+}
+
+impl RmsNorm {
+    /// # Shapes
+    /// `[sequences, tokens, hidden]` in and out.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        kernel::rms_norm(x, &self.weight, self.eps)
+    }
+}
+
+fn one(outputs: Vec<Tensor<3>>) -> Tensor<3> {
+    let [a] = <[_; 1]>::try_from(outputs).unwrap_or_else(|v| panic!("a tap returned {} outputs of 1", v.len()));
+    a
+}
+
+fn two(outputs: Vec<Tensor<3>>) -> [Tensor<3>; 2] {
+    <[_; 2]>::try_from(outputs).unwrap_or_else(|v| panic!("a tap returned {} outputs of 2", v.len()))
+}
+
+fn three(outputs: Vec<Tensor<3>>) -> [Tensor<3>; 3] {
+    <[_; 3]>::try_from(outputs).unwrap_or_else(|v| panic!("a tap returned {} outputs of 3", v.len()))
+}
+
+/// Token ids as a tensor.
+///
+/// # Shapes
+/// Sequences of one length to `[sequences, tokens]`.
+///
+/// # Panics
+/// If the sequences differ in length.
+pub fn token_tensor(sequences: &[impl AsRef<[u32]>], device: &Device) -> Tensor<2, Int> {
+    let length = sequences.first().map_or(0, |s| s.as_ref().len());
+    let mut ids = Vec::with_capacity(sequences.len() * length);
+    for sequence in sequences {
+        assert_eq!(sequence.as_ref().len(), length, "sequences of one batch have one length");
+        ids.extend(sequence.as_ref().iter().map(|&id| i64::from(id)));
+    }
+    Tensor::from_data(TensorData::new(ids, [sequences.len(), length]), device)
+}

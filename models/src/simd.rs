@@ -1,0 +1,193 @@
+//! Loops over f32 slices, compiled for several x86-64 feature levels and chosen at run time.
+//!
+//! Rust compiles for the lowest common processor; these few loops are where that costs the most. The same source is
+//! compiled once per level and never fused into multiply-adds, so every level gives the same bits.
+
+/// Compiles a function for AVX-512, AVX2 and the baseline, and picks one when it is called.
+#[macro_export]
+macro_rules! per_processor {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $type),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $type),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) $(-> $ret)? { body($($arg),*) }
+                if std::is_x86_feature_detected!("avx512f")
+                    && std::is_x86_feature_detected!("avx512bw")
+                    && std::is_x86_feature_detected!("avx512dq")
+                    && std::is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the processor has every feature the function was compiled for.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if std::is_x86_feature_detected!("avx2") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+/// Independent sums of a reduction; fixed, so that the order of additions is the same on every processor.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn reduce(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+per_processor! {
+    /// Σ x²
+    pub fn sum_of_squares(values: &[f32]) -> f32 {
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                sums[i] += chunk[i] * chunk[i];
+            }
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            sums[i] += x * x;
+        }
+        reduce(sums)
+    }
+}
+
+per_processor! {
+    /// max x; −∞ for an empty slice.
+    pub fn maximum(values: &[f32]) -> f32 {
+        let mut highest = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                highest[i] = if chunk[i] > highest[i] { chunk[i] } else { highest[i] };
+            }
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            highest[i] = if x > highest[i] { x } else { highest[i] };
+        }
+        highest.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+per_processor! {
+    /// Σ e^(x − shift)
+    pub fn sum_of_exps(values: &[f32], shift: f32) -> f32 {
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                sums[i] += exp(chunk[i] - shift);
+            }
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            sums[i] += exp(x - shift);
+        }
+        reduce(sums)
+    }
+}
+
+per_processor! {
+    /// x ← e^(x − shift), returning the sum.
+    pub fn exp_in_place(values: &mut [f32], shift: f32) -> f32 {
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = values.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                chunk[i] = exp(chunk[i] - shift);
+                sums[i] += chunk[i];
+            }
+        }
+        for (i, x) in rest.iter_mut().enumerate() {
+            *x = exp(*x - shift);
+            sums[i] += *x;
+        }
+        reduce(sums)
+    }
+}
+
+per_processor! {
+    /// gate ← silu(gate) · up
+    pub fn silu_times(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
+}
+
+/// e^x within 2 units in the last place, without a branch, so that loops over it become vector code.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, e^r by the polynomial of Cephes' `expf`, and 2^n through the exponent bits.
+/// Below −87.3 the result is 0, above 88.3 it is infinite.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5·2^23 rounds to the nearest integer without an instruction that old processors lack.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.3, 88.3);
+    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4f32;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5e-1;
+    let e = p * (r * r) + r + 1.0;
+    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let y = e * power;
+    let y = if x < -87.3 { 0.0 } else { y };
+    if x > 88.3 { f32::INFINITY } else { y }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_agrees_with_the_standard_library() {
+        let mut worst = 0.0f64;
+        for i in -87_000..88_000 {
+            let x = i as f32 / 1000.0;
+            let expected = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) - expected).abs() / expected);
+        }
+        assert!(worst < 2.5e-7, "relative error {worst:e}");
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn reductions_agree_with_plain_sums() {
+        let values: Vec<f32> = (0..1003).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+        let squares: f64 = values.iter().map(|&x| f64::from(x).powi(2)).sum();
+        assert!((f64::from(sum_of_squares(&values)) - squares).abs() < 1e-3 * squares);
+        let exps: f64 = values.iter().map(|&x| f64::from(x - 2.0).exp()).sum();
+        assert!((f64::from(sum_of_exps(&values, 2.0)) - exps).abs() < 1e-5 * exps);
+        assert_eq!(maximum(&values), values.iter().copied().fold(f32::MIN, f32::max));
+        let mut changed = values.clone();
+        let sum = exp_in_place(&mut changed, 2.0);
+        assert!((sum - sum_of_exps(&values, 2.0)).abs() < 1e-4);
+        assert!((changed[7] - (values[7] - 2.0).exp()).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,129 @@
+//! Sites, and the tap: the one place where what a model computes can be seen or changed.
+//!
+//! Observing, calibrating, fake-quantizing and integer execution are implementations of [`Tap`] handed to the one
+//! forward pass; the model itself knows none of them.
+
+use std::fmt;
+
+use burn::tensor::Tensor;
+
+use crate::linear::Group;
+
+/// A named place of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Port {
+    /// Input of q, k and v.
+    AttnIn,
+    /// Keys before rotary embedding.
+    KPre,
+    /// Queries after rotary embedding.
+    Q,
+    /// Keys after rotary embedding.
+    K,
+    /// Values.
+    V,
+    /// Input of o.
+    OIn,
+    /// Input of gate and up.
+    MlpIn,
+    /// Input of down.
+    DownIn,
+    /// Input of the output head.
+    HeadIn,
+}
+
+impl Port {
+    /// Every port, in the order of the forward pass.
+    pub const ALL: [Port; 9] = [
+        Port::AttnIn,
+        Port::KPre,
+        Port::Q,
+        Port::K,
+        Port::V,
+        Port::OIn,
+        Port::MlpIn,
+        Port::DownIn,
+        Port::HeadIn,
+    ];
+
+    /// The word used in recipes, records and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Port::AttnIn => "attn_in",
+            Port::KPre => "k_pre",
+            Port::Q => "q",
+            Port::K => "k",
+            Port::V => "v",
+            Port::OIn => "o_in",
+            Port::MlpIn => "mlp_in",
+            Port::DownIn => "down_in",
+            Port::HeadIn => "head_in",
+        }
+    }
+
+    /// The port with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|port| port.as_str() == name)
+    }
+
+    /// Whether linear layers read this port.
+    pub fn has_linears(self) -> bool {
+        matches!(self, Port::AttnIn | Port::OIn | Port::MlpIn | Port::DownIn | Port::HeadIn)
+    }
+}
+
+/// A port of a block, or of the whole model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    /// Zero-based block; `None` for `head_in`.
+    pub layer: Option<usize>,
+    /// The place.
+    pub port: Port,
+}
+
+impl Site {
+    /// A place of block `layer`.
+    pub fn block(layer: usize, port: Port) -> Self {
+        Self { layer: Some(layer), port }
+    }
+
+    /// Input of the output head.
+    pub const HEAD: Site = Site { layer: None, port: Port::HeadIn };
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.layer {
+            Some(layer) => write!(f, "layers.{layer}.{}", self.port.as_str()),
+            None => f.write_str(self.port.as_str()),
+        }
+    }
+}
+
+/// What happens at a site. Every method's default is what the checkpoint computes.
+pub trait Tap {
+    /// At a site that `group` reads.
+    ///
+    /// # Shapes
+    /// `x` is `[sequences, tokens, channels]`; the result holds one `[sequences, tokens, out]` per linear of the group,
+    /// in its order.
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        let _ = site;
+        group.forward(x)
+    }
+
+    /// At a site without linears (`q`, `k`, `k_pre`, `v`).
+    ///
+    /// # Shapes
+    /// `[sequences, heads, tokens, head_dim]` in and out.
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        let _ = site;
+        x
+    }
+}
+
+/// The model as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Off;
+
+impl Tap for Off {}
