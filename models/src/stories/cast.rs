@@ -62,7 +62,9 @@ impl Cast {
     /// The value of `slot`; a slot the plots name but the cast lacks is a mistake in this module.
     pub(super) fn value(&self, slot: &str) -> &'static str {
         let found = self.slots.iter().find(|(name, _)| *name == slot);
-        found.unwrap_or_else(|| panic!("a plot names the slot `{slot}`, which no cast has")).1
+        found
+            .unwrap_or_else(|| panic!("a plot names the slot `{slot}`, which no cast has"))
+            .1
     }
 
     /// `n` values of the slot's kind other than its own, among them the values its sibling slots have in this story
@@ -75,7 +77,12 @@ impl Cast {
         };
         let siblings: Vec<&'static str> = match kind {
             "person" => vec![self.value("hero"), self.value("friend"), self.value("third")],
-            _ => self.slots.iter().filter(|(name, _)| name.starts_with(kind)).map(|(_, value)| *value).collect(),
+            _ => self
+                .slots
+                .iter()
+                .filter(|(name, _)| name.starts_with(kind))
+                .map(|(_, value)| *value)
+                .collect(),
         };
         let pool: Vec<&'static str> = match kind {
             "person" => words::PEOPLE.iter().map(|person| person.name).collect(),
