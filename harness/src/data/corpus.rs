@@ -177,7 +177,7 @@ impl DataOptions {
             data_dir: data_dir(data),
             base,
             hub: HubOptions::from_env(offline),
-            builtin: |_| None,
+            builtin: |name| models::builtin::text(&format!("builtin/{name}")).map(Cow::Borrowed),
         }
     }
 }
