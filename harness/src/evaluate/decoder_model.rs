@@ -109,7 +109,7 @@ pub fn target_log_likelihoods(logits: Tensor<2>, targets: &[u32]) -> Vec<f32> {
     (chosen - log_sum)
         .try_into_data()
         .expect("the device answers")
-        .into_vec::<f32>()
+        .try_into_vec::<f32>()
         .expect("log-likelihoods are f32")
 }
 
