@@ -154,6 +154,16 @@ fn a_mended_checkpoint_leaves_no_failure_behind() {
 }
 
 #[test]
+fn the_same_weights_under_another_config_are_another_model() {
+    let place = small();
+    place.checkpoint("other");
+    place.configure("other", "rms_norm_eps", serde_json::json!(0.5));
+    let both = support::experiment_on(&["tiny", "other"], &[W8], &[perplexity(16, Some(4))]);
+    place.write("experiment.toml", both);
+    assert_eq!(place.sweep(&[]).exits_with(0).counts(), [4, 0, 0, 0], "an answer was taken from the other model");
+}
+
+#[test]
 fn a_changed_text_is_not_answered_with_the_old_numbers() {
     let place = small();
     place.sweep(&[]).exits_with(0);
@@ -282,6 +292,12 @@ mod disturbed {
         let third = kill("two more", &|| place.measured(STORE) > second + 1);
         assert!(third > second && second > first, "{first}, {second}, {third}: no progress between the kills");
         assert!(!place.path("results/experiment/README.md").exists());
+        // What a killed process leaves in the making is rarely caught by chance.
+        let leftover = place.path("results/experiment/tmp/another-host-1-0");
+        std::fs::create_dir(&leftover).unwrap();
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        std::fs::write(leftover.join("draft.json"), "{").unwrap();
+        std::fs::File::open(&leftover).unwrap().set_modified(long_ago).unwrap();
         ends_well(&place, third);
     }
 }
