@@ -167,6 +167,17 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// The reason without the cure, for lists.
+    pub fn brief(&self) -> String {
+        match self {
+            DeviceError::Unknown { .. } => self.to_string(),
+            DeviceError::NotBuilt { feature, .. } => format!("not in this build (feature `{feature}`)"),
+            DeviceError::NotPresent { reason, .. } | DeviceError::Probe { reason, .. } => reason.clone(),
+        }
+    }
+}
+
 fn cure(choice: Choice, present: &[String]) -> String {
     let there = match present {
         [] => "No GPU was found through this API".to_owned(),

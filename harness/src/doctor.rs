@@ -265,7 +265,7 @@ impl fmt::Display for Report {
         for (choice, outcome) in &self.devices {
             match outcome {
                 Ok(name) => writeln!(f, "          {choice}: {name}")?,
-                Err(error) => writeln!(f, "          {choice}: no, {error}")?,
+                Err(error) => writeln!(f, "          {choice}: no: {}", error.brief())?,
             }
         }
         let features: Vec<String> = self

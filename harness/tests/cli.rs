@@ -76,7 +76,10 @@ fn bad_arguments_exit_with_2() {
             &["plan", "small.toml", "-r", "w88"],
             "error: -r w88: no recipe of this experiment matches (did you mean `w8`?)",
         ),
-        (&["plan", "small.toml", "--device", "vulcan"], "vulcan"),
+        (
+            &["plan", "small.toml", "--device", "vulcan"],
+            "`vulcan` is no device; valid are auto, cpu, cuda",
+        ),
         (
             &["plan", "small.toml", "--limit", "0"],
             "invalid value '0' for '--limit <N>'",

@@ -244,7 +244,7 @@ fn sixteen_bits_are_the_identity() {
     for name in ["weights", "activations"] {
         let mut table = toml::Table::new();
         table.insert("bits".into(), 16.into());
-        let step = Step::from_table(name, table).unwrap().unwrap();
+        let step = Step::read(name, toml::Value::Table(table)).unwrap().unwrap();
         let mut group = models::Group { linears: vec![linear("a"), linear("b")] };
         let mut activation = None;
         let mut flight = harness::quantize::GroupInFlight {

@@ -6,7 +6,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::architecture::{Attention, Rope};
 use crate::kernel;
+use crate::simd;
 use crate::site::{Port, Site, Tap};
+use rayon::prelude::*;
 
 /// Cosines and sines of every position, made once and extended when a longer sequence comes.
 #[derive(Clone, Debug)]
@@ -72,10 +74,49 @@ pub fn forward(
     let k = tap.tensor(Site::block(layer, Port::K), kernel::rotate(k, &cos, &sin));
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
+    if kernel::on_host(&q.device()) {
+        return attend_on_host(q, k, v);
+    }
     let queries_per_key = shape.heads / shape.kv_heads;
     let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
     let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), None, None, options);
     y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
+}
+
+/// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.
+const QUERY_BLOCK: usize = 128;
+
+/// Causal attention in blocks of queries, the softmax in one pass over host memory.
+///
+/// # Shapes
+/// `q` is `[sequences, heads, tokens, head_dim]`, `k` and `v` `[sequences, kv_heads, tokens, head_dim]`; the result is
+/// `[sequences, tokens, heads · head_dim]`.
+fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
+    let [sequences, heads, tokens, head_dim] = q.dims();
+    let kv_heads = k.dims()[1];
+    let shared = heads / kv_heads;
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let q = q.reshape([sequences, kv_heads, shared, tokens, head_dim]);
+    let mut blocks = Vec::with_capacity(tokens.div_ceil(QUERY_BLOCK));
+    for start in (0..tokens).step_by(QUERY_BLOCK) {
+        let end = (start + QUERY_BLOCK).min(tokens);
+        let rows = end - start;
+        // The query heads that read one key head stand below each other: one product for all of them.
+        let queries = q.clone().narrow(3, start, rows).reshape([sequences, kv_heads, shared * rows, head_dim]);
+        let keys = k.clone().narrow(2, 0, end).swap_dims(2, 3);
+        let scores = kernel::change_in_place(queries.matmul(keys), |values| {
+            values.par_chunks_mut(rows * end).for_each(|head| {
+                for (row, scores) in head.chunks_exact_mut(end).enumerate() {
+                    let (seen, hidden) = scores.split_at_mut(start + row + 1);
+                    simd::softmax(seen, scale);
+                    hidden.fill(0.0);
+                }
+            });
+        });
+        let attended = scores.matmul(v.clone().narrow(2, 0, end));
+        blocks.push(attended.reshape([sequences, heads, rows, head_dim]).swap_dims(1, 2));
+    }
+    Tensor::cat(blocks, 1).reshape([sequences, tokens, heads * head_dim])
 }
 
 /// `[sequences, tokens, heads · head_dim]` to `[sequences, heads, tokens, head_dim]`.

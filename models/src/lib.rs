@@ -10,6 +10,7 @@
 //! | [`site`] | its observable places, and the trait through which they are seen and changed |
 //! | [`hub`] | checkpoints and data files from the Hugging Face hub, through its cache |
 //! | [`builtin`] | what ships with the program |
+//! | [`stories`] | the seeded grammar of its texts, with questions that have right answers |
 
 pub mod architecture;
 pub mod attention;
@@ -22,6 +23,7 @@ pub mod kernel;
 pub mod linear;
 pub mod simd;
 pub mod site;
+pub mod stories;
 pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, CheckpointError};

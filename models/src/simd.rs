@@ -103,21 +103,25 @@ per_processor! {
 }
 
 per_processor! {
-    /// x ← e^(x − shift), returning the sum.
-    pub fn exp_in_place(values: &mut [f32], shift: f32) -> f32 {
+    /// x ← softmax(scale · x), for a positive scale.
+    pub fn softmax(values: &mut [f32], scale: f32) {
+        let highest = maximum(values);
         let mut sums = [0.0f32; LANES];
         let (chunks, rest) = values.as_chunks_mut::<LANES>();
         for chunk in chunks {
             for i in 0..LANES {
-                chunk[i] = exp(chunk[i] - shift);
+                chunk[i] = exp((chunk[i] - highest) * scale);
                 sums[i] += chunk[i];
             }
         }
         for (i, x) in rest.iter_mut().enumerate() {
-            *x = exp(*x - shift);
+            *x = exp((*x - highest) * scale);
             sums[i] += *x;
         }
-        reduce(sums)
+        let share = 1.0 / reduce(sums);
+        for x in values {
+            *x *= share;
+        }
     }
 }
 
@@ -185,9 +189,11 @@ mod tests {
         let exps: f64 = values.iter().map(|&x| f64::from(x - 2.0).exp()).sum();
         assert!((f64::from(sum_of_exps(&values, 2.0)) - exps).abs() < 1e-5 * exps);
         assert_eq!(maximum(&values), values.iter().copied().fold(f32::MIN, f32::max));
-        let mut changed = values.clone();
-        let sum = exp_in_place(&mut changed, 2.0);
-        assert!((sum - sum_of_exps(&values, 2.0)).abs() < 1e-4);
-        assert!((changed[7] - (values[7] - 2.0).exp()).abs() < 1e-6);
+        let mut shares = values.clone();
+        softmax(&mut shares, 0.5);
+        let halves: f64 = values.iter().map(|&x| f64::from(x / 2.0).exp()).sum();
+        for (share, &x) in shares.iter().zip(&values) {
+            assert!((f64::from(*share) - f64::from(x / 2.0).exp() / halves).abs() < 1e-6);
+        }
     }
 }

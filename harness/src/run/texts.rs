@@ -109,6 +109,7 @@ fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<
         hasher.update(&id.to_le_bytes());
     }
     let mut detail = Map::new();
+    detail.insert("text".into(), text.label().into());
     detail.insert("text-origin".into(), text.origin.clone().into());
     detail.insert(TEXT_HASH.into(), text.hash.clone().into());
     detail.insert(TOKEN_HASH.into(), hasher.finalize().to_hex().to_string().into());
