@@ -146,6 +146,22 @@ pub enum RunError {
         /// Why.
         source: crate::data::corpus::CorpusError,
     },
+    /// The store's number of an evaluation belongs to other windows than those of this run.
+    #[error(
+        "the text of {metric} is not the text on which `{}` has it measured (blake3 {stored} there, {found} now): \
+         measure into another folder with --results DIR, or delete `{}` to measure everything anew",
+        results.display(), results.join("cells").display()
+    )]
+    OtherText {
+        /// The full metric id.
+        metric: String,
+        /// The store.
+        results: PathBuf,
+        /// Hash of the text that was measured.
+        stored: String,
+        /// Hash of the text that is there now.
+        found: String,
+    },
     /// The device failed in a way that leaves it unusable.
     #[error(
         "{device} failed and cannot be used any more: {message}; everything measured so far is kept, run again to go on"
@@ -169,10 +185,13 @@ pub fn sweep(
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<Summary, RunError> {
+    // Before the store: a folder with nothing in it would be left behind where a text is missing.
+    let texts = texts::Texts::load(plan, &options.data)?;
     let store = Store::open(&options.results)?;
+    store.sweep_tmp()?;
     let mut sweep = Sweep {
         expectations: expectations(experiment),
-        texts: texts::Texts::load(plan, &options.data)?,
+        texts,
         sources: BTreeMap::new(),
         summary: Summary::default(),
         store: &store,
@@ -182,6 +201,12 @@ pub fn sweep(
         observer,
     };
     sweep.open_models();
+    if interrupt.requested() {
+        // Not every id is known, and a manifest without them would hide what is measured.
+        return Ok(Summary { interrupted: true, ..Summary::default() });
+    }
+    sweep.forget_unopened()?;
+    sweep.check_texts()?;
     let mut manifest = manifest(experiment, plan);
     for (listed, cell) in manifest.cells.iter_mut().zip(&plan.cells) {
         listed.id = sweep.id(cell);
@@ -243,6 +268,35 @@ impl Sweep<'_> {
             }
             self.sources.insert(label.clone(), source);
         }
+    }
+
+    /// Forgets the failures of models that could not be opened earlier and can be now: they are recorded under the ids
+    /// of descriptions, which nobody looks up once the content is known.
+    fn forget_unopened(&self) -> Result<(), StoreError> {
+        let opened = |cell: &&Cell| matches!(self.sources.get(&cell.model.label), Some(Ok(_)));
+        for cell in self.plan.cells.iter().filter(opened) {
+            self.store.clear_failure(&cell.description_id(), None)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on where the store has a number for an evaluation and it is that of another text: a metric's id
+    /// names its text, and does not hold it.
+    fn check_texts(&mut self) -> Result<(), RunError> {
+        for cell in &self.plan.cells {
+            let Some(Ok(source)) = self.sources.get(&cell.model.label) else { continue };
+            let id = source.cell_id(cell);
+            for evaluation in &cell.evaluations {
+                let metric = evaluation.id();
+                let Some(known) = self.store.measurement(&id, &metric, evaluation.version())? else { continue };
+                let Some(stored) = self.texts.other(evaluation, &source.checkpoint, &known.result.detail) else {
+                    continue;
+                };
+                let (results, found) = (self.options.results.clone(), self.texts.hash(evaluation).into());
+                return Err(RunError::OtherText { metric, results, stored, found });
+            }
+        }
+        Ok(())
     }
 
     /// The cell's content id, or that of its description where the model's files are not there.

@@ -51,6 +51,9 @@ impl SourceError {
                 "fetch it (scripts/fetch_model lists what can be had without hub access), or say --models DIR"
             }
             Self::NotBuiltin(_) => "`quantscope list models` shows what does",
+            Self::Checkpoint(CheckpointError::Config { .. }) => {
+                "correct config.json if it was edited; otherwise this version cannot run the model: take another one"
+            }
             Self::Checkpoint(_) => "mend or fetch the checkpoint again, then run with --retry-failed",
             Self::Hub(_) => "mend it, then run with --retry-failed",
         }
@@ -84,9 +87,12 @@ impl Source {
         Ok(Self { checkpoint, identity })
     }
 
-    /// The content id of a cell of this model.
+    /// The content id of a cell of this model. The same weights under another config (a RoPE base, an ε) are another
+    /// model, so what config.json says of the architecture enters with them.
     pub fn cell_id(&self, cell: &Cell) -> String {
-        cell_id(&self.identity.weights, &self.identity.tokenizer, &steps(cell), None, cell.seed)
+        let architecture = format!("{:?}", self.checkpoint.architecture());
+        let weights = format!("{}/{}", self.identity.weights, blake3::hash(architecture.as_bytes()).to_hex());
+        cell_id(&weights, &self.identity.tokenizer, &steps(cell), None, cell.seed)
     }
 
     /// Bytes at the peak of a cell: the weights in f32, the largest tensor once more while it is read or rounded, and

@@ -14,6 +14,10 @@ use crate::experiment::Evaluation;
 use crate::plan::Plan;
 use crate::run::RunError;
 
+/// Keys of a measurement's detail.
+const TEXT_HASH: &str = "text-hash";
+const TOKEN_HASH: &str = "token-hash";
+
 /// Texts by label, and windows by tokenizer and metric.
 pub struct Texts {
     texts: BTreeMap<String, Text>,
@@ -68,6 +72,27 @@ impl Texts {
         self.windows.insert(key, cut.clone());
         Ok(cut)
     }
+
+    /// blake3 of an evaluation's text.
+    pub fn hash(&self, evaluation: &Evaluation) -> &str {
+        &self.texts[&format!("{:?}", evaluation.corpus())].hash
+    }
+
+    /// The hash of the text that a measurement was made on, where its windows are not those of this evaluation.
+    pub fn other(
+        &mut self,
+        evaluation: &Evaluation,
+        checkpoint: &Checkpoint,
+        measured: &Map<String, Value>,
+    ) -> Option<String> {
+        let stored = measured.get(TEXT_HASH)?.as_str()?.to_string();
+        if stored == self.hash(evaluation) {
+            return None;
+        }
+        // Texts may differ behind the last window. To find out takes encoding, hence only now.
+        let same = |now: Windows| now.detail.get(TOKEN_HASH) == measured.get(TOKEN_HASH);
+        (!self.windows(evaluation, checkpoint).is_ok_and(same)).then_some(stored)
+    }
 }
 
 fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<Windows, TextError> {
@@ -86,8 +111,8 @@ fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<
     let mut detail = Map::new();
     detail.insert("text".into(), text.label().into());
     detail.insert("text-origin".into(), text.origin.clone().into());
-    detail.insert("text-hash".into(), text.hash.clone().into());
-    detail.insert("token-hash".into(), hasher.finalize().to_hex().to_string().into());
+    detail.insert(TEXT_HASH.into(), text.hash.clone().into());
+    detail.insert(TOKEN_HASH.into(), hasher.finalize().to_hex().to_string().into());
     detail.insert("stream-tokens".into(), ids.len().into());
     Ok(Windows { windows, detail })
 }
