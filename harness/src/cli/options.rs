@@ -160,7 +160,11 @@ impl Options {
     /// The folder of an experiment's records for this run: those of a limited one are kept apart.
     pub fn store_of(&self, experiment: &str) -> PathBuf {
         let results = self.results_of(experiment);
-        if self.limit.is_some() { results.join("limited") } else { results }
+        if self.limit.is_some() {
+            results.join("limited")
+        } else {
+            results
+        }
     }
 
     /// The folder of records of an experiment.

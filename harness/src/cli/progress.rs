@@ -30,7 +30,13 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
-        Self { bar, cells: (cells, 0), started: Instant::now(), computed: 0, download: None }
+        Self {
+            bar,
+            cells: (cells, 0),
+            started: Instant::now(),
+            computed: 0,
+            download: None,
+        }
     }
 
     /// A line that stays.
@@ -70,14 +76,23 @@ impl Observer for Progress {
                 }
             }
             Event::Download { file, done, total } => self.downloading(file, done, total),
-            Event::Opened { model, parameters, memory } => self.line(&format!(
+            Event::Opened {
+                model,
+                parameters,
+                memory,
+            } => self.line(&format!(
                 "{model}: {:.1} M parameters; estimated peak memory {}",
                 parameters as f64 / 1e6,
                 HumanBytes(memory)
             )),
             Event::CellStarted { index, total, cell } => {
                 self.cells = (total, index);
-                let name = format!("[{}/{total}] {} · {}", index + 1, cell.model.label, cell.recipe.name);
+                let name = format!(
+                    "[{}/{total}] {} · {}",
+                    index + 1,
+                    cell.model.label,
+                    cell.recipe.name
+                );
                 if let Some(bar) = &self.bar {
                     bar.set_prefix(name);
                     bar.set_position(0);
@@ -91,12 +106,24 @@ impl Observer for Progress {
                     bar.set_message(self.eta(done as f64 / total.max(1) as f64));
                 }
             }
-            Event::Measured { cell, measurement, reused, seconds } => {
+            Event::Measured {
+                cell,
+                measurement,
+                reused,
+                seconds,
+            } => {
                 if !reused {
                     self.computed += 1;
                 }
-                let stderr = measurement.stderr.map(|s| format!(" ± {}", digits(s, 2))).unwrap_or_default();
-                let how = if reused { "already there".into() } else { duration(seconds) };
+                let stderr = measurement
+                    .stderr
+                    .map(|s| format!(" ± {}", digits(s, 2)))
+                    .unwrap_or_default();
+                let how = if reused {
+                    "already there".into()
+                } else {
+                    duration(seconds)
+                };
                 self.line(&format!(
                     "{} · {}: {} = {}{stderr}  ({how})",
                     cell.model.label,
@@ -105,8 +132,16 @@ impl Observer for Progress {
                     digits(measurement.value, 5),
                 ));
             }
-            Event::Failed { cell, failure, earlier } => {
-                let again = if earlier { "; failed in an earlier run, --retry-failed tries again" } else { "" };
+            Event::Failed {
+                cell,
+                failure,
+                earlier,
+            } => {
+                let again = if earlier {
+                    "; failed in an earlier run, --retry-failed tries again"
+                } else {
+                    ""
+                };
                 self.line(&format!(
                     "FAILED {} · {} at {}: {}\n  cure: {}{again}",
                     cell.model.label, cell.recipe.name, failure.stage, failure.message, failure.cure
@@ -142,8 +177,16 @@ impl Progress {
         }
         // Without a terminal a line per tenth is enough.
         let tenth = (10 * done).checked_div(total).unwrap_or(10);
-        if self.download.as_ref().is_none_or(|(name, last)| name != file || *last != tenth) {
-            self.line(&format!("fetching {file}: {} of {}", HumanBytes(done), HumanBytes(total)));
+        if self
+            .download
+            .as_ref()
+            .is_none_or(|(name, last)| name != file || *last != tenth)
+        {
+            self.line(&format!(
+                "fetching {file}: {} of {}",
+                HumanBytes(done),
+                HumanBytes(total)
+            ));
             self.download = Some((file.into(), tenth));
         }
     }
@@ -178,6 +221,9 @@ mod tests {
         assert_eq!(digits(123456.7, 5), "123457");
         assert_eq!(digits(0.01234, 2), "0.012");
         assert_eq!(digits(0.0, 2), "0");
-        assert_eq!([duration(1.23), duration(75.0), duration(600.0), duration(9000.0)], ["1.2 s", "75 s", "10 min", "2.5 h"]);
+        assert_eq!(
+            [duration(1.23), duration(75.0), duration(600.0), duration(9000.0)],
+            ["1.2 s", "75 s", "10 min", "2.5 h"]
+        );
     }
 }

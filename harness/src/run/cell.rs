@@ -23,7 +23,11 @@ struct Fault {
 
 impl Fault {
     fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
-        Self { stage, message: message.to_string(), cure: cure.to_string() }
+        Self {
+            stage,
+            message: message.to_string(),
+            cure: cure.to_string(),
+        }
     }
 }
 
@@ -58,12 +62,19 @@ impl Sweep<'_> {
         };
         let made = catching("load", self.options.device, || {
             let device = &self.options.device.device;
-            let mut decoder = source
-                .checkpoint
-                .load(device)
-                .map_err(|e| Fault::new("load", e, "mend or fetch the checkpoint again, then run with --retry-failed"))?;
+            let mut decoder = source.checkpoint.load(device).map_err(|e| {
+                Fault::new(
+                    "load",
+                    e,
+                    "mend or fetch the checkpoint again, then run with --retry-failed",
+                )
+            })?;
             let (tap, fitted) = quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
-                Fault::new("quantize", format!("step {step}: {e}"), "change the recipe in the experiment file")
+                Fault::new(
+                    "quantize",
+                    format!("step {step}: {e}"),
+                    "change the recipe in the experiment file",
+                )
             })?;
             Ok((decoder, tap, fitted))
         });
@@ -97,7 +108,9 @@ impl Sweep<'_> {
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
         let metric = evaluation.id();
-        let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
+        let Ok(source) = &self.sources[&cell.model.label] else {
+            return Ok(());
+        };
         let windows = match self.texts.windows(evaluation, &source.checkpoint) {
             Ok(windows) => windows,
             Err(e) => {
@@ -123,7 +136,8 @@ impl Sweep<'_> {
                     Ok(None)
                 }
                 Err(e) => {
-                    let cure = "the recipe breaks this model: try more bits, a finer granularity, or another device";
+                    let cure =
+                        "the recipe breaks this model: try more bits, a finer granularity, or another device";
                     Err(Fault::new("evaluate", e, cure))
                 }
             }
@@ -148,7 +162,11 @@ impl Sweep<'_> {
         detail.extend(measured.detail);
         let result = MeasurementResult {
             cell: id.into(),
-            reading: if cell.recipe.is_original() { Reading::Original } else { Reading::Quantized },
+            reading: if cell.recipe.is_original() {
+                Reading::Original
+            } else {
+                Reading::Quantized
+            },
             metric: metric.clone(),
             version: evaluation.version(),
             value: measured.value,
@@ -157,7 +175,8 @@ impl Sweep<'_> {
             detail,
         };
         let seconds = underway.seconds();
-        self.store.publish_measurement(result.clone(), underway.finish())?;
+        self.store
+            .publish_measurement(result.clone(), underway.finish())?;
         self.store.clear_failure(id, Some(&metric))?;
         self.summary.measured += 1;
         self.measured(cell, &result, false, seconds);
@@ -184,7 +203,11 @@ impl Sweep<'_> {
         };
         self.store.record_failure(failure.clone())?;
         self.summary.failed += 1;
-        self.observer.event(Event::Failed { cell, failure: &failure, earlier: false });
+        self.observer.event(Event::Failed {
+            cell,
+            failure: &failure,
+            earlier: false,
+        });
         Ok(())
     }
 }
@@ -201,7 +224,10 @@ fn catching<T>(
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
             .unwrap_or_else(|| "no message".into());
-        let cure = format!("{} gave up: try less memory (fewer or shorter windows) or --device cpu", device.name);
+        let cure = format!(
+            "{} gave up: try less memory (fewer or shorter windows) or --device cpu",
+            device.name
+        );
         Err(Fault::new(stage, format!("panic: {message}"), cure))
     })
 }

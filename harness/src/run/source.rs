@@ -91,7 +91,11 @@ impl Source {
     /// model, so what config.json says of the architecture enters with them.
     pub fn cell_id(&self, cell: &Cell) -> String {
         let architecture = format!("{:?}", self.checkpoint.architecture());
-        let weights = format!("{}/{}", self.identity.weights, blake3::hash(architecture.as_bytes()).to_hex());
+        let weights = format!(
+            "{}/{}",
+            self.identity.weights,
+            blake3::hash(architecture.as_bytes()).to_hex()
+        );
         cell_id(&weights, &self.identity.tokenizer, &steps(cell), None, cell.seed)
     }
 
@@ -124,7 +128,8 @@ pub fn open_checkpoint(
 ) -> Result<(Checkpoint, String), SourceError> {
     match source {
         ModelSource::Builtin(name) => {
-            let checkpoint = Checkpoint::builtin(name).ok_or_else(|| SourceError::NotBuiltin(name.clone()))?;
+            let checkpoint =
+                Checkpoint::builtin(name).ok_or_else(|| SourceError::NotBuiltin(name.clone()))?;
             Ok((checkpoint?, "builtin".into()))
         }
         ModelSource::Local { path } => {
@@ -151,7 +156,10 @@ fn find_folder(path: &Path, folder: Option<&Path>) -> Result<PathBuf, SourceErro
         Some(found) => Ok(found.clone()),
         None => {
             let looked: Vec<_> = candidates.iter().map(|c| c.display().to_string()).collect();
-            Err(SourceError::NoFolder { path: path.display().to_string(), looked: looked.join(" and ") })
+            Err(SourceError::NoFolder {
+                path: path.display().to_string(),
+                looked: looked.join(" and "),
+            })
         }
     }
 }

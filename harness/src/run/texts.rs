@@ -52,16 +52,25 @@ impl Texts {
             let corpus = evaluation.corpus();
             let key = format!("{corpus:?}");
             if !texts.contains_key(&key) {
-                let text = corpus::load(corpus, options)
-                    .map_err(|source| RunError::Corpus { metric: evaluation.id(), source })?;
+                let text = corpus::load(corpus, options).map_err(|source| RunError::Corpus {
+                    metric: evaluation.id(),
+                    source,
+                })?;
                 texts.insert(key, text);
             }
         }
-        Ok(Self { texts, windows: BTreeMap::new() })
+        Ok(Self {
+            texts,
+            windows: BTreeMap::new(),
+        })
     }
 
     /// The windows of an evaluation under a checkpoint's tokenizer.
-    pub fn windows(&mut self, evaluation: &Evaluation, checkpoint: &Checkpoint) -> Result<Windows, TextError> {
+    pub fn windows(
+        &mut self,
+        evaluation: &Evaluation,
+        checkpoint: &Checkpoint,
+    ) -> Result<Windows, TextError> {
         let Evaluation::Perplexity(perplexity) = evaluation;
         let key = (checkpoint.tokenizer().hash().to_string(), evaluation.id());
         if let Some(known) = self.windows.get(&key) {

@@ -39,7 +39,12 @@ impl Perplexity {
             Protocol::Gptq => "gptq",
         };
         let limit = self.limit.map(|n| format!("/windows={n}")).unwrap_or_default();
-        format!("perplexity/{protocol}/{}/{}/bos={}{limit}", self.corpus.label(), self.length, self.bos.as_str())
+        format!(
+            "perplexity/{protocol}/{}/{}/bos={}{limit}",
+            self.corpus.label(),
+            self.length,
+            self.bos.as_str()
+        )
     }
 }
 
@@ -67,7 +72,11 @@ pub fn measure(
         for scores in model.log_likelihoods(&sequences)? {
             let count = scores.iter().filter(|score| !score.is_finite()).count();
             if count > 0 {
-                return Err(EvaluateError::NotFinite { count, total: scores.len(), window: losses.len() });
+                return Err(EvaluateError::NotFinite {
+                    count,
+                    total: scores.len(),
+                    window: losses.len(),
+                });
             }
             scored += scores.len() as u64;
             losses.push(-scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64);
@@ -81,13 +90,22 @@ pub fn measure(
         value * (variance / n).sqrt()
     });
     if !value.is_finite() {
-        return Err(EvaluateError::NotFinite { count: windows.len(), total: windows.len(), window: 0 });
+        return Err(EvaluateError::NotFinite {
+            count: windows.len(),
+            total: windows.len(),
+            window: 0,
+        });
     }
     let mut detail = Map::new();
     detail.insert("windows".into(), losses.len().into());
     detail.insert("mean-loss".into(), mean.into());
     detail.insert("window-losses".into(), losses.into());
-    Ok(Measured { value, stderr, n: scored, detail })
+    Ok(Measured {
+        value,
+        stderr,
+        n: scored,
+        detail,
+    })
 }
 
 #[cfg(test)]
@@ -98,7 +116,10 @@ mod tests {
     struct Constant;
     impl LanguageModel for Constant {
         fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
-            Ok(sequences.iter().map(|s| vec![-(s[0] as f32); s.len() - 1]).collect())
+            Ok(sequences
+                .iter()
+                .map(|s| vec![-(s[0] as f32); s.len() - 1])
+                .collect())
         }
         fn batch(&self, _: usize) -> usize {
             2
@@ -117,7 +138,12 @@ mod tests {
 
     #[test]
     fn one_window_has_no_standard_error() {
-        assert_eq!(measure(&mut Constant, &[vec![1, 0]], &mut |_, _| true).unwrap().stderr, None);
+        assert_eq!(
+            measure(&mut Constant, &[vec![1, 0]], &mut |_, _| true)
+                .unwrap()
+                .stderr,
+            None
+        );
     }
 
     #[test]
