@@ -4,12 +4,15 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use indicatif::HumanBytes;
 
 use crate::cli::{CliError, Options, Outcome, columns, load, print};
 use crate::experiment::{Evaluation, Experiment, ModelSource};
 use crate::plan::Plan;
+use crate::run::survey::{self, Model, State, Survey};
+use crate::run::{ModelOptions, RunError};
 
-/// Show the cells of an experiment; touches no model, device or network.
+/// Show the cells of an experiment and what is there of them; touches no device and no network.
 ///
 /// One line per cell, in the order in which they would run, with the id of what each cell is. Use it before a long
 /// sweep, and with the filters to see what they leave.
@@ -33,19 +36,29 @@ pub struct PlanArgs {
 /// Where the file or the filters have to be changed.
 pub fn run(args: &PlanArgs) -> Result<Outcome, CliError> {
     let (experiment, plan) = load(&args.experiment, &args.options)?;
-    print(&render(&experiment, &plan))?;
+    let survey = survey(&experiment, &plan, &args.options)?;
+    print(&render(&experiment, &plan, &survey))?;
     Ok(Outcome::Complete)
 }
 
+/// What is on disk of a plan.
+///
+/// # Errors
+/// A store that cannot be read.
+pub fn survey(experiment: &Experiment, plan: &Plan, options: &Options) -> Result<Survey, CliError> {
+    let models = ModelOptions { folder: options.models_dir(), offline: true };
+    Ok(survey::survey(plan, &models, &options.store_of(&experiment.name)).map_err(RunError::from)?)
+}
+
 /// The plan as text: a table of cells, what is measured of each, and what the models are.
-pub fn render(experiment: &Experiment, plan: &Plan) -> String {
+pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     let mut text = format!("{}: {}\n\n", experiment.name, experiment.question.trim());
     let mut rows: Vec<Vec<String>> = vec![
-        ["cell", "model", "recipe", "calibration", "seed", "evaluations"]
+        ["cell", "model", "recipe", "calibration", "seed", "measured"]
             .map(String::from)
             .to_vec(),
     ];
-    for cell in &plan.cells {
+    for (cell, state) in plan.cells.iter().zip(&survey.cells) {
         let names = cell.names();
         rows.push(vec![
             cell.description_id()[..12].to_string(),
@@ -53,7 +66,11 @@ pub fn render(experiment: &Experiment, plan: &Plan) -> String {
             names.recipe.to_string(),
             names.calibration.unwrap_or("-").to_string(),
             names.seed.map_or("-".to_string(), |seed| seed.to_string()),
-            cell.evaluations.len().to_string(),
+            match state {
+                State::Measured(made, all) => format!("{made} of {all}"),
+                State::Failed => "failed".into(),
+                State::Unknown => "?".into(),
+            },
         ]);
     }
     text.push_str(&columns(&rows));
@@ -76,13 +93,11 @@ pub fn render(experiment: &Experiment, plan: &Plan) -> String {
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
-    let mut rows = vec![vec!["model".to_string(), "from".to_string()]];
-    for model in experiment
-        .models
-        .iter()
-        .filter(|m| plan.cells.iter().any(|c| c.model.label == m.label))
-    {
-        rows.push(vec![model.label.clone(), origin(&model.source)]);
+    let mut rows = vec![["model", "from", "state"].map(String::from).to_vec()];
+    for (label, found) in &survey.models {
+        let source = experiment.models.iter().find(|model| model.label == *label);
+        let from = source.map(|model| origin(&model.source)).unwrap_or_default();
+        rows.push(vec![label.clone(), from, found_as(found)]);
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
@@ -93,6 +108,24 @@ pub fn render(experiment: &Experiment, plan: &Plan) -> String {
     );
     writeln!(text, "\n{cells}, {measurements}").expect("writing to a string cannot fail");
     text
+}
+
+fn found_as(model: &Model) -> String {
+    match model {
+        Model::Here { parameters, memory } => format!(
+            "here; {:.1} M parameters, estimated peak memory {}",
+            *parameters as f64 / 1e6,
+            HumanBytes(*memory)
+        ),
+        Model::ToFetch { parameters_by_name } => {
+            let size = parameters_by_name.map_or(String::new(), |n| {
+                let (stored, loaded) = (HumanBytes((2.0 * n) as u64), HumanBytes((4.0 * n) as u64));
+                format!("; by its name about {stored} to fetch in 16 bits, and {loaded} of memory in f32")
+            });
+            format!("not here: would fetch config.json, tokenizer.json and *.safetensors{size}")
+        }
+        Model::Unusable { reason } => reason.clone(),
+    }
 }
 
 fn extent(evaluation: &Evaluation) -> String {

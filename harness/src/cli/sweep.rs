@@ -38,7 +38,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
     let options = &args.options;
     let (experiment, plan) = load(&args.experiment, options)?;
     if options.dry_run {
-        print(&plan::render(&experiment, &plan))?;
+        print(&plan::render(&experiment, &plan, &plan::survey(&experiment, &plan, options)?))?;
         return Ok(Outcome::Complete);
     }
     let results = options.store_of(&experiment.name);

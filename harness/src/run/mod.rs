@@ -17,6 +17,7 @@ use crate::run::interrupt::Interrupt;
 mod cell;
 pub mod interrupt;
 mod source;
+pub mod survey;
 mod texts;
 
 pub use source::{ModelOptions, open_checkpoint};

@@ -21,6 +21,9 @@ pub struct ModelOptions {
     pub offline: bool,
 }
 
+/// The program itself, texts and tokenizers: measured, rounded up.
+const PROGRAM: u64 = 64 << 20;
+
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -104,7 +107,7 @@ impl Source {
     pub fn memory(&self, length: usize) -> u64 {
         let a = self.checkpoint.architecture();
         let largest = (a.vocabulary.max(a.mlp.intermediate) * a.hidden) as u64;
-        4 * (a.parameters() + largest) + DecoderModel::workspace_bytes(a, length)
+        PROGRAM + 4 * (a.parameters() + largest) + DecoderModel::workspace_bytes(a, length)
     }
 }
 

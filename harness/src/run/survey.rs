@@ -1,0 +1,140 @@
+//! What a plan finds on disk: which models are there, and which measurements are made. Reaches no network, loads no
+//! weights and computes nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::experiment::{Evaluation, ModelSource};
+use crate::plan::Plan;
+use crate::record::store::{Store, StoreError};
+use crate::run::{ModelOptions, source};
+
+/// What is there of a plan.
+pub struct Survey {
+    /// By model label, in the plan's order.
+    pub models: Vec<(String, Model)>,
+    /// One per cell of the plan.
+    pub cells: Vec<State>,
+}
+
+/// What is known of a model without fetching it.
+#[derive(Debug)]
+pub enum Model {
+    /// Its files are there.
+    Here {
+        /// Number of parameters.
+        parameters: u64,
+        /// Bytes at the peak of a cell.
+        memory: u64,
+    },
+    /// It would be fetched from the hub.
+    ToFetch {
+        /// Number of parameters, where the model's name says it (`-8B`).
+        parameters_by_name: Option<f64>,
+    },
+    /// It cannot be had as things are.
+    Unusable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What is there of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Number of measurements made, of how many.
+    Measured(usize, usize),
+    /// It failed in an earlier run.
+    Failed,
+    /// Its model's files are not there, so that its id is not known.
+    Unknown,
+}
+
+/// Looks at the models' folders and the store.
+///
+/// # Errors
+/// A store that is there and cannot be read.
+pub fn survey(plan: &Plan, options: &ModelOptions, results: &Path) -> Result<Survey, StoreError> {
+    let store = if results.is_dir() { Some(Store::open_read_only(results)?) } else { None };
+    let on_disk = ModelOptions { offline: true, ..options.clone() };
+    let mut sources = BTreeMap::new();
+    let mut models = Vec::new();
+    let mut cells = Vec::new();
+    for cell in &plan.cells {
+        let label = &cell.model.label;
+        if !sources.contains_key(label) {
+            let source = source::Source::open(&cell.model, &on_disk, &mut |_, _, _| {});
+            let longest = cell.evaluations.iter().map(Evaluation::length).max().unwrap_or(1);
+            models.push((label.clone(), describe(&source, &cell.model.source, longest)));
+            sources.insert(label.clone(), source.ok());
+        }
+        let id = match &sources[label] {
+            Some(source) => source.cell_id(cell),
+            None => cell.description_id(),
+        };
+        cells.push(state(cell, &id, store.as_ref(), sources[label].is_some())?);
+    }
+    Ok(Survey { models, cells })
+}
+
+fn describe(source: &Result<source::Source, source::SourceError>, from: &ModelSource, longest: usize) -> Model {
+    match (source, from) {
+        (Ok(source), _) => {
+            Model::Here { parameters: source.identity.parameters, memory: source.memory(longest) }
+        }
+        (Err(source::SourceError::Hub(_)), ModelSource::Hub { id, .. }) => {
+            Model::ToFetch { parameters_by_name: parameters_by_name(id) }
+        }
+        (Err(error), _) => Model::Unusable { reason: error.to_string() },
+    }
+}
+
+fn state(
+    cell: &crate::plan::Cell,
+    id: &str,
+    store: Option<&Store>,
+    known: bool,
+) -> Result<State, StoreError> {
+    let Some(store) = store else {
+        return Ok(if known { State::Measured(0, cell.evaluations.len()) } else { State::Unknown });
+    };
+    let mut measured = 0;
+    let mut failed = store.failure(id, None)?.is_some();
+    for evaluation in &cell.evaluations {
+        let metric = evaluation.id();
+        measured += usize::from(store.measurement(id, &metric, evaluation.version())?.is_some());
+        failed |= store.failure(id, Some(&metric))?.is_some();
+    }
+    Ok(match (failed, known) {
+        (true, _) => State::Failed,
+        (false, true) => State::Measured(measured, cell.evaluations.len()),
+        (false, false) => State::Unknown,
+    })
+}
+
+/// `Meta-Llama-3-8B` has 8e9, `SmolLM2-135M` 135e6.
+fn parameters_by_name(id: &str) -> Option<f64> {
+    id.rsplit(['-', '_', '/']).find_map(|part| {
+        let digits = part.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match &part[digits.len()..] {
+            "B" | "b" => 1e9,
+            "M" | "m" => 1e6,
+            _ => return None,
+        };
+        digits.parse::<f64>().ok().map(|n| n * unit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_sizes() {
+        assert_eq!(parameters_by_name("meta-llama/Meta-Llama-3-8B"), Some(8e9));
+        assert_eq!(parameters_by_name("meta-llama/Llama-2-7b-hf"), Some(7e9));
+        assert_eq!(parameters_by_name("HuggingFaceTB/SmolLM2-135M-Instruct"), Some(135e6));
+        assert_eq!(parameters_by_name("google/gemma-2-2.6b"), Some(2.6e9));
+        assert_eq!(parameters_by_name("openai/gpt2"), None);
+    }
+}

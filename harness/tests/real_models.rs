@@ -1,0 +1,100 @@
+//! Trained models against numbers that other programs computed, where the models are at hand.
+//!
+//! Small trained models and texts are looked for in `../shared` beside the repository, SmolLM2 in the folder that
+//! `scripts/fetch_model` fills (`QUANTSCOPE_MODELS`, else the user's cache). What is not there is skipped, loudly.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use harness::data::BosPolicy;
+use harness::data::window::windows;
+use harness::evaluate::decoder_model::DecoderModel;
+use harness::evaluate::metrics::perplexity;
+use harness::quantize::{self, steps::Step};
+use models::Checkpoint;
+
+fn shared() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared")
+}
+
+/// The path if it is there; else a line that the test runner does not hold back.
+fn there(path: PathBuf, test: &str) -> Option<PathBuf> {
+    if path.exists() {
+        return Some(path);
+    }
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {} is not there", path.display());
+    None
+}
+
+fn step(name: &str, keys: &str) -> Step {
+    let table: toml::Table = keys.parse().unwrap();
+    Step::read(name, toml::Value::Table(table)).unwrap().unwrap().resolved()
+}
+
+fn perplexity(
+    checkpoint: &Checkpoint,
+    text: &str,
+    length: usize,
+    limit: usize,
+    bos: BosPolicy,
+    steps: &[Step],
+) -> f64 {
+    let tokenizer = checkpoint.tokenizer();
+    let ids = match bos {
+        BosPolicy::Tokenizer => tokenizer.encode_special(text).unwrap(),
+        BosPolicy::Every | BosPolicy::None => tokenizer.encode(text).unwrap(),
+    };
+    let windows = windows(&ids, tokenizer.bos(), bos, length, Some(limit)).unwrap();
+    let mut decoder = checkpoint.load(&Device::flex()).unwrap();
+    let (mut tap, _) = quantize::apply(steps, &mut decoder).unwrap();
+    let mut model = DecoderModel::new(&mut decoder, &mut tap);
+    perplexity::measure(&mut model, &windows, &mut |_, _| true).unwrap().value
+}
+
+fn assert_within(what: &str, found: f64, expected: f64, relative: f64) {
+    let off = (found / expected - 1.0).abs();
+    assert!(off <= relative, "{what}: {found}, expected {expected} within {relative}, off by {off:.5}");
+}
+
+/// PyTorch, `scripts/oracle/naive_perplexity.py`: 8 windows of 256 tokens of the last 40 000 characters.
+#[test]
+fn two_tiny_trained_models_have_their_perplexities() {
+    let test = "two_tiny_trained_models_have_their_perplexities";
+    let Some(text) = there(shared().join("data/calibration/tiny.utf8"), test) else { return };
+    let text = std::fs::read_to_string(text).unwrap();
+    let characters: Vec<char> = text.chars().collect();
+    let text: String = characters[characters.len() - 40_000..].iter().collect();
+    for (name, tokenizer_bos, every) in [("stories260K", 7.58622, 8.14963), ("babyllama-105", 3.43836, 3.69226)] {
+        let Some(folder) = there(shared().join("models").join(name), test) else { return };
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let found = perplexity(&checkpoint, &text, 256, 8, BosPolicy::Tokenizer, &[]);
+        assert_within(name, found, tokenizer_bos, 1e-5);
+        let found = perplexity(&checkpoint, &text, 256, 8, BosPolicy::Every, &[]);
+        assert_within(name, found, every, 1e-5);
+    }
+}
+
+/// PyTorch, as above: WikiText-2 test, first 4 windows of 512.
+#[test]
+fn smollm2_has_its_perplexities() {
+    let test = "smollm2_has_its_perplexities";
+    let models = std::env::var_os("QUANTSCOPE_MODELS").map(PathBuf::from).or_else(|| {
+        std::env::home_dir().map(|home| home.join(".cache/quantscope/models"))
+    });
+    let folder = models.unwrap_or_default().join("smollm2-135m-instruct-dequantized");
+    let Some(folder) = there(folder, test) else { return };
+    let Some(data) = there(shared().join("data"), test) else { return };
+    let options = harness::data::corpus::DataOptions::new(Some(data), PathBuf::new(), true);
+    let corpus = harness::data::CorpusRef::Named("wikitext2/test".into());
+    let text = harness::data::corpus::load(&corpus, &options).unwrap().text;
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let measure = |steps: &[Step]| perplexity(&checkpoint, &text, 512, 4, BosPolicy::Tokenizer, steps);
+    let weights = step("weights", "bits = 8\ngranularity = \"channel\"");
+    let activations = |granularity: &str| step("activations", &format!("bits = 8\ngranularity = \"{granularity}\""));
+
+    assert_within("original", measure(&[]), 29.919, 1e-3);
+    assert_within("W8A16", measure(std::slice::from_ref(&weights)), 29.849, 1e-3);
+    assert_within("W8A8 per token", measure(&[weights.clone(), activations("token")]), 30.851, 0.01);
+    assert_within("W8A8 per tensor", measure(&[weights.clone(), activations("tensor")]), 57.290, 0.03);
+}
