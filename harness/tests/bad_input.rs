@@ -160,6 +160,12 @@ fn shapes_that_contradict_the_config() {
 }
 
 #[test]
+fn a_config_beyond_all_memory() {
+    let damage = |place: &Place| place.configure("broken", "num_hidden_layers", json!(1u64 << 62));
+    damaged(damage, &[]);
+}
+
+#[test]
 fn a_vocabulary_that_contradicts_the_config() {
     let damage = |place: &Place| place.configure("broken", "vocab_size", json!(60));
     damaged(

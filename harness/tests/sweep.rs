@@ -283,6 +283,7 @@ fn a_missed_expectation_is_loud() {
         .exits_with(1)
         .says(&["EXPECTATION MISSED tiny · original: ", "(a paper)"]);
     assert_eq!(missed.counts(), [0, 2, 0, 1]);
+    assert_eq!(place.sweep(&["--limit", "2"]).exits_with(0).counts(), [2, 0, 0, 0]);
     place.write(
         "experiment.toml",
         expect(value + 0.1).replace("windows=4", "windows=5"),

@@ -56,16 +56,18 @@ impl Sweep<'_> {
             Ok(source) => source,
             Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
         };
-        let made = catching(self.options.device, || {
-            let device = &self.options.device.device;
-            let mut decoder = source
-                .checkpoint
-                .load(device)
-                .map_err(|e| Fault::new("load", e, "mend or fetch the checkpoint again, then run with --retry-failed"))?;
-            let (tap, fitted) = quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
-                Fault::new("quantize", format!("step {step}: {e}"), "change the recipe in the experiment file")
-            })?;
-            Ok((decoder, tap, fitted))
+        let made = catching(self.options.device, "load", || {
+            let cure = "mend or fetch the checkpoint again, then run with --retry-failed";
+            let loaded = source.checkpoint.load(&self.options.device.device);
+            loaded.map_err(|e| Fault::new("load", e, cure))
+        });
+        let made = made.and_then(|mut decoder| {
+            catching(self.options.device, "quantize", || {
+                let (tap, fitted) = quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
+                    Fault::new("quantize", format!("step {step}: {e}"), "change the recipe in the experiment file")
+                })?;
+                Ok((decoder, tap, fitted))
+            })
         });
         let (decoder, tap, fitted) = match made {
             Ok(made) => made,
@@ -108,7 +110,7 @@ impl Sweep<'_> {
         let interrupt = self.interrupt;
         let observer = &mut *self.observer;
         let mut interrupted = false;
-        let measured = catching(self.options.device, || {
+        let measured = catching(self.options.device, "evaluate", || {
             let mut model = DecoderModel::new(decoder, tap);
             let measured: Result<Measured, EvaluateError> =
                 perplexity::measure(&mut model, &windows.windows, &mut |done, total| {
@@ -190,7 +192,11 @@ impl Sweep<'_> {
 }
 
 /// Runs device work so that a panic of the framework or its driver becomes a fault.
-fn catching<T>(device: &crate::device::Selected, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+fn catching<T>(
+    device: &crate::device::Selected,
+    stage: &'static str,
+    work: impl FnOnce() -> Result<T, Fault>,
+) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic
             .downcast_ref::<String>()
@@ -198,6 +204,6 @@ fn catching<T>(device: &crate::device::Selected, work: impl FnOnce() -> Result<T
             .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
             .unwrap_or_else(|| "no message".into());
         let cure = format!("{} gave up: try less memory (fewer or shorter windows) or --device cpu", device.name);
-        Err(Fault::new("evaluate", format!("panic: {message}"), cure))
+        Err(Fault::new(stage, format!("panic: {message}"), cure))
     })
 }
