@@ -94,6 +94,7 @@ fn a_sweep_leaves_records_and_a_report_and_a_second_one_changes_no_byte() {
     let again = place.sweep(&[]).exits_with(0).says(&["(already there)"]);
     assert_eq!(again.counts(), [0, CELLS, 0, 0]);
     assert_eq!(again.stdout, first.stdout);
+    place.run(&["report", STORE, "--check"]).exits_with(0);
     assert_eq!(place.files(STORE), files);
 }
 
