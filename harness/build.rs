@@ -9,24 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What is compiled, seen from the root of the repository.
-const SOURCES: [&str; 6] = [
-    "Cargo.toml",
-    "Cargo.lock",
-    "models",
-    "harness/Cargo.toml",
-    "harness/build.rs",
-    "harness/src",
-];
+const SOURCES: [&str; 6] =
+    ["Cargo.toml", "Cargo.lock", "models", "harness/Cargo.toml", "harness/build.rs", "harness/src"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for source in SOURCES {
         watch(&root.join(source));
     }
-    println!(
-        "cargo:rustc-env=QUANTSCOPE_REVISION={}",
-        revision(&root).unwrap_or_else(|| "unknown".into())
-    );
+    println!("cargo:rustc-env=QUANTSCOPE_REVISION={}", revision(&root).unwrap_or_else(|| "unknown".into()));
 }
 
 fn revision(root: &Path) -> Option<String> {
@@ -37,19 +28,12 @@ fn revision(root: &Path) -> Option<String> {
     }
     // The branch's own file may be missing (packed); the log of HEAD grows with every commit and checkout.
     let branch = git(root, &["symbolic-ref", "-q", "HEAD"]);
-    for name in ["HEAD", "logs/HEAD", "packed-refs"]
-        .into_iter()
-        .chain(branch.as_deref())
-    {
+    for name in ["HEAD", "logs/HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
         watch(&root.join(git(root, &["rev-parse", "--git-path", name])?));
     }
     let commit = git(root, &["rev-parse", "--verify", "HEAD"])?;
     let changes = git(root, &[&["status", "--porcelain", "--"], &SOURCES[..]].concat())?;
-    Some(if changes.is_empty() {
-        commit
-    } else {
-        format!("{commit}-dirty")
-    })
+    Some(if changes.is_empty() { commit } else { format!("{commit}-dirty") })
 }
 
 /// A path that does not exist would make cargo run this at every build.
@@ -60,15 +44,7 @@ fn watch(path: &Path) {
 }
 
 fn git(root: &Path, arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git")
-        .arg("--no-optional-locks")
-        .arg("-C")
-        .arg(root)
-        .args(arguments)
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+    let output =
+        Command::new("git").arg("--no-optional-locks").arg("-C").arg(root).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
 }

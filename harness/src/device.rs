@@ -65,16 +65,12 @@ impl FromStr for Choice {
             ("cpu", None) => Ok(Choice::Cpu),
             ("cuda", None) => Ok(Choice::Cuda(0)),
             ("cuda", Some(index)) if index.bytes().all(|b| b.is_ascii_digit()) => {
-                index.parse().map(Choice::Cuda).map_err(|_| DeviceError::Unknown {
-                    text: text.to_owned(),
-                })
+                index.parse().map(Choice::Cuda).map_err(|_| DeviceError::Unknown { text: text.to_owned() })
             }
             ("vulkan", None) => Ok(Choice::Vulkan { software: false }),
             ("vulkan", Some("software")) => Ok(Choice::Vulkan { software: true }),
             ("metal", None) => Ok(Choice::Metal),
-            _ => Err(DeviceError::Unknown {
-                text: text.to_owned(),
-            }),
+            _ => Err(DeviceError::Unknown { text: text.to_owned() }),
         }
     }
 }
@@ -184,11 +180,7 @@ fn cure(choice: Choice, present: &[String]) -> String {
         present => format!("There is: {}", present.join("; ")),
     };
     let software = present.iter().any(|adapter| adapter.contains("software")) && choice != Choice::Auto;
-    let hint = if software {
-        ", or --device vulkan:software for that driver"
-    } else {
-        ""
-    };
+    let hint = if software { ", or --device vulkan:software for that driver" } else { "" };
     format!("{there}. Use --device cpu{hint}, or install the driver and look at `quantscope doctor`")
 }
 
@@ -203,19 +195,13 @@ fn cure(choice: Choice, present: &[String]) -> String {
 pub fn select(choice: Choice) -> Result<Selected, DeviceError> {
     match choice {
         Choice::Auto => {
-            let gpu = if cfg!(target_os = "macos") {
-                Choice::Metal
-            } else {
-                Choice::Vulkan { software: false }
-            };
+            let gpu =
+                if cfg!(target_os = "macos") { Choice::Metal } else { Choice::Vulkan { software: false } };
             let mut passed_over = Vec::new();
             for candidate in [Choice::Cuda(0), gpu] {
                 match select(candidate) {
                     Ok(selected) => {
-                        return Ok(Selected {
-                            passed_over,
-                            ..selected
-                        });
+                        return Ok(Selected { passed_over, ..selected });
                     }
                     Err(error) => passed_over.push((candidate, error)),
                 }
@@ -230,24 +216,13 @@ pub fn select(choice: Choice) -> Result<Selected, DeviceError> {
 
 fn cpu() -> Selected {
     let threads = rayon::current_num_threads();
-    let name = format!(
-        "CPU (flex, {threads} thread{})",
-        if threads == 1 { "" } else { "s" }
-    );
-    Selected {
-        device: Device::flex(),
-        name,
-        kind: Kind::Cpu,
-        passed_over: Vec::new(),
-    }
+    let name = format!("CPU (flex, {threads} thread{})", if threads == 1 { "" } else { "s" });
+    Selected { device: Device::flex(), name, kind: Kind::Cpu, passed_over: Vec::new() }
 }
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(index: usize) -> Result<Selected, DeviceError> {
-    Err(DeviceError::NotBuilt {
-        choice: Choice::Cuda(index),
-        feature: "cuda",
-    })
+    Err(DeviceError::NotBuilt { choice: Choice::Cuda(index), feature: "cuda" })
 }
 
 #[cfg(feature = "cuda")]
@@ -262,23 +237,12 @@ fn cuda(index: usize) -> Result<Selected, DeviceError> {
                 count => format!("there {} only {count}", if count == 1 { "is" } else { "are" }),
             };
             let present = (0..count).map(|n| format!("cuda:{n}")).collect();
-            return Err(DeviceError::NotPresent {
-                choice,
-                reason,
-                present,
-            });
+            return Err(DeviceError::NotPresent { choice, reason, present });
         }
         let device = Device::cuda(index);
         probe(&device)?;
-        let name = device
-            .identity()
-            .map_or_else(|| format!("device {index}"), |identity| identity.name);
-        Ok(Selected {
-            name: format!("CUDA: {name}"),
-            device,
-            kind: Kind::Cuda,
-            passed_over: Vec::new(),
-        })
+        let name = device.identity().map_or_else(|| format!("device {index}"), |identity| identity.name);
+        Ok(Selected { name: format!("CUDA: {name}"), device, kind: Kind::Cuda, passed_over: Vec::new() })
     })?
 }
 
@@ -289,10 +253,7 @@ mod adapters {
     use super::{Choice, DeviceError, Selected};
 
     pub fn select(choice: Choice) -> Result<Selected, DeviceError> {
-        Err(DeviceError::NotBuilt {
-            choice,
-            feature: "wgpu",
-        })
+        Err(DeviceError::NotBuilt { choice, feature: "wgpu" })
     }
 }
 
@@ -328,17 +289,11 @@ mod adapters {
         let wants_software = choice == (Choice::Vulkan { software: true });
         let found = list(backend);
         let present = found.iter().map(describe).collect();
-        let absent = |reason: &str| DeviceError::NotPresent {
-            choice,
-            reason: reason.to_owned(),
-            present,
-        };
+        let absent = |reason: &str| DeviceError::NotPresent { choice, reason: reason.to_owned(), present };
         let has = |wanted: wgpu::DeviceType| found.iter().any(|info| info.device_type == wanted);
         let wanted = if wants_software {
             if !has(wgpu::DeviceType::Cpu) {
-                return Err(absent(
-                    "there is no software driver (lavapipe is in mesa-vulkan-drivers)",
-                ));
+                return Err(absent("there is no software driver (lavapipe is in mesa-vulkan-drivers)"));
             }
             DeviceKind::Cpu
         } else if has(wgpu::DeviceType::DiscreteGpu) {
@@ -357,22 +312,13 @@ mod adapters {
         } else {
             return Err(absent("no adapter can be chosen"));
         };
-        let (device, setup) = Device::wgpu_options()
-            .device_kind(wanted)
-            .graphics_api(api)
-            .init_with_setup()
-            .map_err(|error| DeviceError::Probe {
-                name: choice.to_string(),
-                reason: error.to_string(),
-            })?;
+        let (device, setup) =
+            Device::wgpu_options().device_kind(wanted).graphics_api(api).init_with_setup().map_err(
+                |error| DeviceError::Probe { name: choice.to_string(), reason: error.to_string() },
+            )?;
         let info = setup.adapter.get_info();
         probe(&device)?;
-        Ok(Selected {
-            device,
-            name: format!("{kind}: {}", describe(&info)),
-            kind,
-            passed_over: Vec::new(),
-        })
+        Ok(Selected { device, name: format!("{kind}: {}", describe(&info)), kind, passed_over: Vec::new() })
     }
 
     fn describe(info: &wgpu::AdapterInfo) -> String {
@@ -406,15 +352,7 @@ mod tests {
 
     #[test]
     fn every_spelling_parses_and_prints_back() {
-        for text in [
-            "auto",
-            "cpu",
-            "cuda",
-            "cuda:3",
-            "vulkan",
-            "vulkan:software",
-            "metal",
-        ] {
+        for text in ["auto", "cpu", "cuda", "cuda:3", "vulkan", "vulkan:software", "metal"] {
             assert_eq!(text.parse::<Choice>().unwrap().to_string(), text);
         }
         assert_eq!("cuda:0".parse::<Choice>(), Ok(Choice::Cuda(0)));
@@ -422,23 +360,11 @@ mod tests {
 
     #[test]
     fn a_wrong_spelling_lists_the_valid_ones() {
-        for text in [
-            "gpu",
-            "",
-            "cuda:",
-            "cuda:x",
-            "cuda:-1",
-            "cuda:+1",
-            "cpu:0",
-            "vulkan:hardware",
-            "CPU",
-            "auto:1",
-        ] {
+        for text in
+            ["gpu", "", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cpu:0", "vulkan:hardware", "CPU", "auto:1"]
+        {
             let message = text.parse::<Choice>().unwrap_err().to_string();
-            assert!(
-                message.contains(&format!("`{text}`")) && message.ends_with(Choice::VALID),
-                "{message}"
-            );
+            assert!(message.contains(&format!("`{text}`")) && message.ends_with(Choice::VALID), "{message}");
         }
     }
 
@@ -467,10 +393,7 @@ mod tests {
                 Ok(selected) => selected.still_works().unwrap(),
                 Err(error) => {
                     let message = error.to_string();
-                    assert!(
-                        message.contains("--device") || message.contains("--features"),
-                        "{message}"
-                    );
+                    assert!(message.contains("--device") || message.contains("--features"), "{message}");
                 }
             }
         }

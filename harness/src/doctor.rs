@@ -152,11 +152,7 @@ fn processor() -> Processor {
     ];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let features = Vec::new();
-    Processor {
-        brand,
-        threads: rayon::current_num_threads(),
-        features,
-    }
+    Processor { brand, threads: rayon::current_num_threads(), features }
 }
 
 fn corpora(options: &DataOptions) -> Vec<(String, Place)> {
@@ -167,12 +163,7 @@ fn corpora(options: &DataOptions) -> Vec<(String, Place)> {
             let place = match corpus::file_of(&found, language) {
                 None if (options.builtin)(name.trim_start_matches("builtin/")).is_some() => Place::BuiltIn,
                 None => Place::Missing,
-                Some(file)
-                    if options
-                        .data_dir
-                        .as_ref()
-                        .is_some_and(|dir| dir.join(&file).is_file()) =>
-                {
+                Some(file) if options.data_dir.as_ref().is_some_and(|dir| dir.join(&file).is_file()) => {
                     Place::Data
                 }
                 Some(_) if found.on_hub.is_some() => Place::Hub,
@@ -184,11 +175,7 @@ fn corpora(options: &DataOptions) -> Vec<(String, Place)> {
 }
 
 fn local_models(folder: Option<&std::path::Path>) -> Vec<String> {
-    let entries = folder
-        .and_then(|folder| std::fs::read_dir(folder).ok())
-        .into_iter()
-        .flatten()
-        .flatten();
+    let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter(|entry| entry.path().join("config.json").is_file())
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -199,12 +186,7 @@ fn local_models(folder: Option<&std::path::Path>) -> Vec<String> {
 
 fn findings(report: &Report) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut note = |what: String, cure: &str| {
-        findings.push(Finding {
-            what,
-            cure: cure.to_owned(),
-        })
-    };
+    let mut note = |what: String, cure: &str| findings.push(Finding { what, cure: cure.to_owned() });
     match &report.data_dir {
         None => note(
             "no data directory: only built-in corpora and those on the hub can be used by name".to_owned(),
@@ -230,31 +212,18 @@ fn findings(report: &Report) -> Vec<Finding> {
         }
     }
     if let Some(dir) = report.models_dir.as_ref().filter(|dir| !dir.is_dir()) {
-        note(
-            format!("the models folder {} is not there", dir.display()),
-            "correct --models, or create it",
-        );
+        note(format!("the models folder {} is not there", dir.display()), "correct --models, or create it");
     }
-    for model in report
-        .cached_models
-        .iter()
-        .filter(|model| !model.missing.is_empty())
-    {
+    for model in report.cached_models.iter().filter(|model| !model.missing.is_empty()) {
         let cure = "the next sweep that names it completes it, unless --offline";
-        note(
-            format!("{} in the hub cache lacks {}", model.id, model.missing.join(", ")),
-            cure,
-        );
+        note(format!("{} in the hub cache lacks {}", model.id, model.missing.join(", ")), cure);
     }
     if let Some(Err(reason)) = &report.hub {
         let cure = "check the network, HF_ENDPOINT and the proxy variables; cached and local models work with --offline";
         note(format!("the hub does not answer: {reason}"), cure);
     }
     if report.hub.is_some() && !report.has_token {
-        note(
-            "no hub token: gated models cannot be fetched".to_owned(),
-            "HF_TOKEN, or `hf auth login`",
-        );
+        note("no hub token: gated models cannot be fetched".to_owned(), "HF_TOKEN, or `hf auth login`");
     }
     findings
 }
@@ -277,31 +246,18 @@ impl fmt::Display for Report {
         let Processor { brand, threads, .. } = &self.processor;
         writeln!(f, "processor {brand}, {threads} threads, {}", features.join(", "))?;
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        writeln!(
-            f,
-            "memory    {:.1} GiB, {:.1} GiB available",
-            gib(self.memory.0),
-            gib(self.memory.1)
-        )?;
+        writeln!(f, "memory    {:.1} GiB, {:.1} GiB available", gib(self.memory.0), gib(self.memory.1))?;
         let shown =
             |dir: &Option<PathBuf>, none: String| dir.as_ref().map_or(none, |dir| dir.display().to_string());
-        writeln!(
-            f,
-            "data      {}",
-            shown(&self.data_dir, format!("none (--data or {DATA_VARIABLE})"))
-        )?;
+        writeln!(f, "data      {}", shown(&self.data_dir, format!("none (--data or {DATA_VARIABLE})")))?;
         for (place, words) in [
             (Place::Data, "there"),
             (Place::BuiltIn, "built in"),
             (Place::Hub, "from the hub"),
             (Place::Missing, "missing"),
         ] {
-            let names: Vec<&str> = self
-                .corpora
-                .iter()
-                .filter(|(_, at)| *at == place)
-                .map(|(name, _)| name.as_str())
-                .collect();
+            let names: Vec<&str> =
+                self.corpora.iter().filter(|(_, at)| *at == place).map(|(name, _)| name.as_str()).collect();
             if !names.is_empty() {
                 writeln!(f, "          {words}: {}", names.join(", "))?;
             }
@@ -316,11 +272,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "cache     {}", self.cache.display())?;
         for model in &self.cached_models {
-            let state = if model.missing.is_empty() {
-                "complete"
-            } else {
-                "incomplete"
-            };
+            let state = if model.missing.is_empty() { "complete" } else { "incomplete" };
             writeln!(f, "          {} ({state})", model.id)?;
         }
         match &self.hub {
@@ -363,40 +315,23 @@ mod tests {
         std::fs::write(snapshot.join("config.json"), "{}").unwrap();
 
         let report = examine(&options(Some(path("data")), Some(path("models")), path("cache")));
-        let place = |name: &str| {
-            report
-                .corpora
-                .iter()
-                .find(|(n, _)| n == name)
-                .map(|(_, place)| *place)
-        };
+        let place = |name: &str| report.corpora.iter().find(|(n, _)| n == name).map(|(_, place)| *place);
         assert_eq!(place("c4"), Some(Place::Data));
         assert_eq!(place("wiki"), Some(Place::Missing));
         assert_eq!(place("wikitext2/test"), Some(Place::Hub));
         assert_eq!(report.local_models, ["small"]);
         assert_eq!(report.cached_models.len(), 1);
         assert_eq!(report.cached_models[0].id, "owner/na--me");
-        assert_eq!(
-            report.cached_models[0].missing,
-            ["tokenizer.json", "model.safetensors"]
-        );
+        assert_eq!(report.cached_models[0].missing, ["tokenizer.json", "model.safetensors"]);
         assert_eq!(report.hub, None, "offline asks nobody");
-        assert!(
-            report.memory.0 > 0 && report.memory.1 <= report.memory.0,
-            "{:?}",
-            report.memory
-        );
+        assert!(report.memory.0 > 0 && report.memory.1 <= report.memory.0, "{:?}", report.memory);
         assert!(report.processor.threads > 0);
         assert!(matches!(&report.devices[0], (Choice::Cpu, Ok(name)) if name.starts_with("CPU")));
 
         let text = report.to_string();
-        for part in [
-            "auto takes",
-            "there: c4",
-            "owner/na--me (incomplete)",
-            "not asked (offline)",
-            "docs/data.md",
-        ] {
+        for part in
+            ["auto takes", "there: c4", "owner/na--me (incomplete)", "not asked (offline)", "docs/data.md"]
+        {
             assert!(text.contains(part), "`{part}` is missing in:\n{text}");
         }
     }
@@ -404,26 +339,12 @@ mod tests {
     #[test]
     fn without_folders_the_findings_name_the_flags() {
         let dir = tempfile::tempdir().unwrap();
-        let report = examine(&options(
-            None,
-            Some(dir.path().join("gone")),
-            dir.path().join("cache"),
-        ));
-        let findings: Vec<String> = report
-            .findings
-            .iter()
-            .map(|f| format!("{} | {}", f.what, f.cure))
-            .collect();
+        let report = examine(&options(None, Some(dir.path().join("gone")), dir.path().join("cache")));
+        let findings: Vec<String> =
+            report.findings.iter().map(|f| format!("{} | {}", f.what, f.cure)).collect();
+        assert!(findings.iter().any(|f| f.contains("--data DIR or QUANTSCOPE_DATA")), "{findings:?}");
         assert!(
-            findings
-                .iter()
-                .any(|f| f.contains("--data DIR or QUANTSCOPE_DATA")),
-            "{findings:?}"
-        );
-        assert!(
-            findings
-                .iter()
-                .any(|f| f.contains("gone is not there") && f.contains("--models")),
+            findings.iter().any(|f| f.contains("gone is not there") && f.contains("--models")),
             "{findings:?}"
         );
         assert_eq!(UDHR_LANGUAGES.len() + CORPORA.len(), report.corpora.len());

@@ -43,9 +43,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 
 /// `" (did you mean `…`?)"`, or nothing: to be put straight after the misspelt word.
 pub fn hint<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(word, candidates)
-        .map(|near| format!(" (did you mean `{near}`?)"))
-        .unwrap_or_default()
+    nearest(word, candidates).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -63,14 +61,9 @@ mod tests {
         ] {
             assert!(glob(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [
-            ("", "a"),
-            ("?", ""),
-            ("w8", "w8a8"),
-            ("*a", "ab"),
-            ("a*b*c", "acb"),
-            ("W8*", "w8"),
-        ] {
+        for (pattern, name) in
+            [("", "a"), ("?", ""), ("w8", "w8a8"), ("*a", "ab"), ("a*b*c", "acb"), ("W8*", "w8")]
+        {
             assert!(!glob(pattern, name), "{pattern} {name}");
         }
     }
@@ -82,10 +75,7 @@ mod tests {
         assert_eq!(nearest("bit", keys), Some("bits"));
         assert_eq!(nearest("gran", keys), Some("granularity"));
         assert_eq!(nearest("Symmetric", keys), Some("symmetric"));
-        assert_eq!(
-            nearest("w8a8_token", ["w8a8-tensor", "w8a8-token"]),
-            Some("w8a8-token")
-        );
+        assert_eq!(nearest("w8a8_token", ["w8a8-tensor", "w8a8-token"]), Some("w8a8-token"));
         assert_eq!(nearest("alpha", keys), None);
         assert_eq!(hint("alpha", keys), "");
         assert_eq!(hint("clop", keys), " (did you mean `clip`?)");

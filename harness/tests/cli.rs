@@ -22,10 +22,7 @@ fn plan_prints_cells_to_stdout_and_talks_to_stderr() {
     let output = quantscope(&["plan", "small.toml"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let stdout = text(&output.stdout);
-    assert!(
-        stdout.starts_with("small: Does the smallest experiment plan?\n"),
-        "{stdout}"
-    );
+    assert!(stdout.starts_with("small: Does the smallest experiment plan?\n"), "{stdout}");
     assert!(stdout.ends_with("\n5 cells, 5 measurements\n"), "{stdout}");
     let cells: Vec<Vec<&str>> = stdout
         .lines()
@@ -68,22 +65,13 @@ fn a_bad_file_exits_with_2_and_nothing_on_stdout() {
 #[test]
 fn bad_arguments_exit_with_2() {
     for (arguments, message) in [
-        (
-            &["plan", "absent.toml"][..],
-            "error: cannot read the experiment absent.toml: ",
-        ),
+        (&["plan", "absent.toml"][..], "error: cannot read the experiment absent.toml: "),
         (
             &["plan", "small.toml", "-r", "w88"],
             "error: -r w88: no recipe of this experiment matches (did you mean `w8`?)",
         ),
-        (
-            &["plan", "small.toml", "--device", "vulcan"],
-            "`vulcan` is no device; valid are auto, cpu, cuda",
-        ),
-        (
-            &["plan", "small.toml", "--limit", "0"],
-            "invalid value '0' for '--limit <N>'",
-        ),
+        (&["plan", "small.toml", "--device", "vulcan"], "`vulcan` is no device; valid are auto, cpu, cuda"),
+        (&["plan", "small.toml", "--limit", "0"], "invalid value '0' for '--limit <N>'"),
         (
             &["explain", "wieghts"],
             "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, weights, perplexity, conventions",
@@ -92,11 +80,7 @@ fn bad_arguments_exit_with_2() {
     ] {
         let output = quantscope(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains(message),
-            "{arguments:?}: {}",
-            text(&output.stderr)
-        );
+        assert!(text(&output.stderr).contains(message), "{arguments:?}: {}", text(&output.stderr));
     }
 }
 
@@ -105,17 +89,11 @@ fn explain_and_list_print_the_registries() {
     let page = quantscope(&["explain", "weights"]);
     assert_eq!(page.status.code(), Some(0));
     let page = text(&page.stdout);
-    assert!(
-        page.starts_with("`weights`: round the weights") && page.contains("# Equation"),
-        "{page}"
-    );
+    assert!(page.starts_with("`weights`: round the weights") && page.contains("# Equation"), "{page}");
     let grids = text(&quantscope(&["explain", "conventions"]).stdout);
     assert!(grids.contains("| `zero-in-range` |"), "{grids}");
     let steps = text(&quantscope(&["list", "steps"]).stdout);
-    let names: Vec<_> = steps
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .collect();
+    let names: Vec<_> = steps.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(names, ["activations", "weights"]);
     let keys = text(&quantscope(&["list", "keys"]).stdout);
     assert!(

@@ -72,16 +72,10 @@ fn the_name_alone_is_kept_for_the_full_split() {
         let text = fixture.named("wikitext2/test").unwrap();
         (text.label(), text.extent)
     };
-    assert_eq!(
-        extent(rows(2891, 4358 - 2891)),
-        ("wikitext2/test".to_owned(), Extent::Full)
-    );
+    assert_eq!(extent(rows(2891, 4358 - 2891)), ("wikitext2/test".to_owned(), Extent::Full));
     let (label, altered) = extent(rows(2891, 0));
     assert_eq!(altered, Extent::Altered("without blank rows"));
-    assert!(
-        label.starts_with("wikitext2/test (without blank rows, blake3 "),
-        "{label}"
-    );
+    assert!(label.starts_with("wikitext2/test (without blank rows, blake3 "), "{label}");
     let (label, part) = extent(rows(100, 50));
     assert_eq!(part, Extent::Excerpt);
     assert!(label.starts_with("wikitext2/test (excerpt, blake3 "), "{label}");
@@ -117,14 +111,8 @@ fn parquet_rows_from_the_hub_cache_equal_the_raw_file() {
 fn calibration_files_are_excerpts_unless_their_note_says_otherwise() {
     let mut files: Vec<(&str, &[u8])> = vec![
         ("calibration/c4.utf8", b"page one\n\npage two\r\n"),
-        (
-            "calibration/tiny.utf8",
-            b"A story.\n<|endoftext|>\nAnother.\n<|endoftext|>\n",
-        ),
-        (
-            "calibration/wiki.utf8",
-            b"<doc id=\"1\">\nTitle\n\nText.\n</doc>\n<doc id=\"2\">\nNext\n</doc>\n",
-        ),
+        ("calibration/tiny.utf8", b"A story.\n<|endoftext|>\nAnother.\n<|endoftext|>\n"),
+        ("calibration/wiki.utf8", b"<doc id=\"1\">\nTitle\n\nText.\n</doc>\n<doc id=\"2\">\nNext\n</doc>\n"),
         ("udhr/eng.txt", b"All human beings"),
     ];
     let plain = fixture(&files);
@@ -138,44 +126,26 @@ fn calibration_files_are_excerpts_unless_their_note_says_otherwise() {
         (tiny.text.as_str(), documents(&tiny)),
         ("A story.\n\nAnother.", vec!["A story.", "Another."])
     );
-    assert_eq!(
-        documents(&plain.named("wiki").unwrap()),
-        ["Title\n\nText.", "Next"]
-    );
+    assert_eq!(documents(&plain.named("wiki").unwrap()), ["Title\n\nText.", "Next"]);
     let udhr = plain.named("udhr/eng").unwrap();
-    assert_eq!(
-        (udhr.label(), udhr.origin.as_str()),
-        ("udhr/eng".to_owned(), "data:udhr/eng.txt")
-    );
+    assert_eq!((udhr.label(), udhr.origin.as_str()), ("udhr/eng".to_owned(), "data:udhr/eng.txt"));
 
     files.push(("calibration/c4.origin", b"full: all of a private crawl\nmore"));
     let noted = fixture(&files).named("c4").unwrap();
     assert_eq!((noted.extent, noted.hash == c4.hash), (Extent::Full, true));
-    assert_eq!(
-        noted.origin,
-        "data:calibration/c4.utf8 (full: all of a private crawl)"
-    );
+    assert_eq!(noted.origin, "data:calibration/c4.utf8 (full: all of a private crawl)");
 }
 
 #[test]
 fn files_are_found_beside_the_experiment() {
     let fixture = fixture(&[
         ("experiments/text.utf8", "\u{feff}Ein Text.\n".as_bytes()),
-        (
-            "experiments/docs.jsonl",
-            b"{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"two\\n\"}\n",
-        ),
+        ("experiments/docs.jsonl", b"{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"two\\n\"}\n"),
     ]);
     let text = fixture.file("text.utf8", None).unwrap();
-    assert_eq!(
-        (text.text.as_str(), text.origin.as_str()),
-        ("Ein Text.\n", "file:text.utf8")
-    );
+    assert_eq!((text.text.as_str(), text.origin.as_str()), ("Ein Text.\n", "file:text.utf8"));
     let lines = fixture.file("docs.jsonl", Some("text")).unwrap();
-    assert_eq!(
-        (lines.text.as_str(), documents(&lines)),
-        ("one\n\ntwo", vec!["one", "two"])
-    );
+    assert_eq!((lines.text.as_str(), documents(&lines)), ("one\n\ntwo", vec!["one", "two"]));
     let absolute = fixture.dir.path().join("experiments/text.utf8");
     assert_eq!(fixture.file(absolute, None).unwrap().origin, "file:text.utf8");
 }
@@ -190,32 +160,12 @@ fn bad_files_are_named_with_place_and_cure() {
         ("experiments/c.jsonl", b"{\"text\": 7}"),
         ("experiments/d.jsonl", b"[1]"),
     ]);
-    assert!(
-        fixture
-            .complaint("latin.txt", None)
-            .contains("latin.txt: not UTF-8 at byte 3")
-    );
+    assert!(fixture.complaint("latin.txt", None).contains("latin.txt: not UTF-8 at byte 3"));
     assert!(fixture.complaint("empty.txt", None).contains("the text is empty"));
-    assert!(
-        fixture
-            .complaint("a.jsonl", Some("text"))
-            .contains("a.jsonl line 2: no JSON")
-    );
-    assert!(
-        fixture
-            .complaint("b.jsonl", Some("text"))
-            .ends_with("line 2: no field `text`; it has id, body")
-    );
-    assert!(
-        fixture
-            .complaint("c.jsonl", Some("text"))
-            .ends_with("line 1: the field `text` is no string")
-    );
-    assert!(
-        fixture
-            .complaint("d.jsonl", Some("text"))
-            .ends_with("line 1: no JSON object")
-    );
+    assert!(fixture.complaint("a.jsonl", Some("text")).contains("a.jsonl line 2: no JSON"));
+    assert!(fixture.complaint("b.jsonl", Some("text")).ends_with("line 2: no field `text`; it has id, body"));
+    assert!(fixture.complaint("c.jsonl", Some("text")).ends_with("line 1: the field `text` is no string"));
+    assert!(fixture.complaint("d.jsonl", Some("text")).ends_with("line 1: no JSON object"));
     assert!(fixture.complaint("a.jsonl", None).contains("field = \"text\""));
     let gone = fixture.complaint("gone.txt", None);
     assert!(gone.contains("experiments/gone.txt and gone.txt"), "{gone}");
@@ -226,19 +176,9 @@ fn missing_corpora_say_where_was_looked_and_what_to_do() {
     let mut fixture = fixture(&[]);
     let message = |fixture: &Fixture, name: &str| fixture.named(name).unwrap_err().to_string();
     let c4 = message(&fixture, "c4");
-    let place = fixture
-        .dir
-        .path()
-        .join("calibration/c4.utf8")
-        .display()
-        .to_string();
-    for part in [
-        place.as_str(),
-        "not fetched from the hub",
-        "--data DIR",
-        "QUANTSCOPE_DATA",
-        "docs/data.md",
-    ] {
+    let place = fixture.dir.path().join("calibration/c4.utf8").display().to_string();
+    for part in [place.as_str(), "not fetched from the hub", "--data DIR", "QUANTSCOPE_DATA", "docs/data.md"]
+    {
         assert!(c4.contains(part), "`{part}` is missing in: {c4}");
     }
     assert!(
@@ -255,14 +195,8 @@ fn missing_corpora_say_where_was_looked_and_what_to_do() {
 #[test]
 fn built_in_texts_come_from_the_program() {
     let mut fixture = fixture(&[]);
-    assert!(matches!(
-        fixture.named("builtin/stories-held-out"),
-        Err(CorpusError::NotBuiltIn { .. })
-    ));
+    assert!(matches!(fixture.named("builtin/stories-held-out"), Err(CorpusError::NotBuiltIn { .. })));
     fixture.options.builtin = |name| (name == "stories-held-out").then(|| "Once.".into());
     let text = fixture.named("builtin/stories-held-out").unwrap();
-    assert_eq!(
-        (text.text.as_str(), text.origin.as_str(), text.extent),
-        ("Once.", "builtin", Extent::Full)
-    );
+    assert_eq!((text.text.as_str(), text.origin.as_str(), text.extent), ("Once.", "builtin", Extent::Full));
 }

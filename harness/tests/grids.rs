@@ -27,14 +27,10 @@ fn values() -> impl Strategy<Value = Vec<f32>> {
 fn gaussian(rows: usize, width: usize) -> Vec<f32> {
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
     let mut uniform = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
-    (0..rows * width)
-        .map(|_| uniform() + uniform() + uniform() + uniform())
-        .collect()
+    (0..rows * width).map(|_| uniform() + uniform() + uniform() + uniform()).collect()
 }
 
 fn squared_error(a: &[f32], b: &[f32]) -> f64 {
@@ -155,11 +151,7 @@ fn hand_computed_scales() {
     let asymmetric = fit(4, Convention::ZeroInRange, -5.0, 10.0);
     assert_eq!((asymmetric.delta, asymmetric.zero), (1.0, 5.0));
     let positive = fit(4, Convention::ZeroInRange, 3.0, 15.0);
-    assert_eq!(
-        (positive.delta, positive.zero),
-        (1.0, 0.0),
-        "zero is forced into the range"
-    );
+    assert_eq!((positive.delta, positive.zero), (1.0, 0.0), "zero is forced into the range");
     let awq = fit(4, Convention::Awq, 15.0, 30.0);
     assert_eq!(
         (awq.delta, awq.zero),
@@ -170,11 +162,7 @@ fn hand_computed_scales() {
     assert_eq!((omniquant.delta, omniquant.zero), (1.0, -15.0));
     assert_eq!(fit(8, Convention::Smoothquant, 0.0, 0.0).delta, 1e-5 / 127.0);
     assert_eq!(fit(8, Convention::Absmax, 0.0, 0.0).delta, 1.0);
-    assert_eq!(
-        Grid::new(8, Convention::Absmax).fit(-127.0, 0.0, 0.5).delta,
-        0.5,
-        "clip shrinks the range"
-    );
+    assert_eq!(Grid::new(8, Convention::Absmax).fit(-127.0, 0.0, 0.5).delta, 0.5, "clip shrinks the range");
 }
 
 #[test]
@@ -217,10 +205,7 @@ fn more_bits_and_finer_granularity_lose_less() {
         let mut last = f64::INFINITY;
         for bits in BITS {
             let grid = Grid::new(bits, convention);
-            let (tensor, channel) = (
-                error(grid, Granularity::Tensor),
-                error(grid, Granularity::Channel),
-            );
+            let (tensor, channel) = (error(grid, Granularity::Tensor), error(grid, Granularity::Channel));
             let group = error(grid, Granularity::Group(128));
             assert!(channel < last, "{grid:?}: more bits lost more");
             last = channel;
@@ -246,58 +231,35 @@ fn a_tensor_scale_belongs_to_one_sequence_whatever_the_batch() {
         let shape = [sequences, tokens, channels];
         Tensor::<3>::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
     };
-    let together: Vec<f32> = round_activation(tensor(&values, 2), &rule)
-        .to_data()
-        .to_vec()
-        .unwrap();
+    let together: Vec<f32> = round_activation(tensor(&values, 2), &rule).to_data().to_vec().unwrap();
     let (first, second) = values.split_at(tokens * channels);
-    let mut alone: Vec<f32> = round_activation(tensor(first, 1), &rule)
-        .to_data()
-        .to_vec()
-        .unwrap();
-    alone.extend(
-        round_activation(tensor(second, 1), &rule)
-            .to_data()
-            .to_vec::<f32>()
-            .unwrap(),
-    );
+    let mut alone: Vec<f32> = round_activation(tensor(first, 1), &rule).to_data().to_vec().unwrap();
+    alone.extend(round_activation(tensor(second, 1), &rule).to_data().to_vec::<f32>().unwrap());
     assert_eq!(together, alone);
     let zeros = alone[..tokens * channels].iter().filter(|&&x| x == 0.0).count();
     assert_eq!(zeros, tokens * channels - 1, "one spike erases its sequence");
-    assert!(
-        alone[tokens * channels..].iter().filter(|&&x| x == 0.0).count() < 3,
-        "and only its own"
-    );
+    assert!(alone[tokens * channels..].iter().filter(|&&x| x == 0.0).count() < 3, "and only its own");
 }
 
 #[test]
 fn a_group_must_divide_the_width() {
     let grid = Grid::new(4, Convention::Absmax);
     let weight = host_rows(vec![0.0; 2 * 576], 576);
-    let error = round_weight("layers.0.q", weight, grid, Granularity::Group(128), 1.0)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("layers.0.q") && error.contains("576") && error.contains("such as 96"),
-        "{error}"
-    );
+    let error =
+        round_weight("layers.0.q", weight, grid, Granularity::Group(128), 1.0).unwrap_err().to_string();
+    assert!(error.contains("layers.0.q") && error.contains("576") && error.contains("such as 96"), "{error}");
 }
 
 /// Every step with a `bits` key is the identity at 16 bits.
 #[test]
 fn sixteen_bits_are_the_identity() {
-    let linear = |name: &str| models::Linear {
-        name: name.into(),
-        weight: host_rows(gaussian(8, 16), 16),
-        bias: None,
-    };
+    let linear =
+        |name: &str| models::Linear { name: name.into(), weight: host_rows(gaussian(8, 16), 16), bias: None };
     for name in ["weights", "activations"] {
         let mut table = toml::Table::new();
         table.insert("bits".into(), 16.into());
         let step = Step::read(name, toml::Value::Table(table)).unwrap().unwrap();
-        let mut group = models::Group {
-            linears: vec![linear("a"), linear("b")],
-        };
+        let mut group = models::Group { linears: vec![linear("a"), linear("b")] };
         let mut activation = None;
         let mut flight = harness::quantize::GroupInFlight {
             site: models::Site::block(0, models::Port::AttnIn),
@@ -306,11 +268,7 @@ fn sixteen_bits_are_the_identity() {
         };
         step.method().apply(&mut flight).unwrap();
         for linear in &group.linears {
-            assert_eq!(
-                linear.weight.to_data().to_vec::<f32>().unwrap(),
-                gaussian(8, 16),
-                "{name}"
-            );
+            assert_eq!(linear.weight.to_data().to_vec::<f32>().unwrap(), gaussian(8, 16), "{name}");
         }
         assert_eq!(activation, None, "{name}");
     }

@@ -65,7 +65,9 @@ fn two_tiny_trained_models_have_their_perplexities() {
     let text = std::fs::read_to_string(text).unwrap();
     let characters: Vec<char> = text.chars().collect();
     let text: String = characters[characters.len() - 40_000..].iter().collect();
-    for (name, tokenizer_bos, every) in [("stories260K", 7.58622, 8.14963), ("babyllama-105", 3.43836, 3.69226)] {
+    for (name, tokenizer_bos, every) in
+        [("stories260K", 7.58622, 8.14963), ("babyllama-105", 3.43836, 3.69226)]
+    {
         let Some(folder) = there(shared().join("models").join(name), test) else { return };
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let found = perplexity(&checkpoint, &text, 256, 8, BosPolicy::Tokenizer, &[]);
@@ -79,9 +81,9 @@ fn two_tiny_trained_models_have_their_perplexities() {
 #[test]
 fn smollm2_has_its_perplexities() {
     let test = "smollm2_has_its_perplexities";
-    let models = std::env::var_os("QUANTSCOPE_MODELS").map(PathBuf::from).or_else(|| {
-        std::env::home_dir().map(|home| home.join(".cache/quantscope/models"))
-    });
+    let models = std::env::var_os("QUANTSCOPE_MODELS")
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/quantscope/models")));
     let folder = models.unwrap_or_default().join("smollm2-135m-instruct-dequantized");
     let Some(folder) = there(folder, test) else { return };
     let Some(data) = there(shared().join("data"), test) else { return };
@@ -91,7 +93,8 @@ fn smollm2_has_its_perplexities() {
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let measure = |steps: &[Step]| perplexity(&checkpoint, &text, 512, 4, BosPolicy::Tokenizer, steps);
     let weights = step("weights", "bits = 8\ngranularity = \"channel\"");
-    let activations = |granularity: &str| step("activations", &format!("bits = 8\ngranularity = \"{granularity}\""));
+    let activations =
+        |granularity: &str| step("activations", &format!("bits = 8\ngranularity = \"{granularity}\""));
 
     assert_within("original", measure(&[]), 29.919, 1e-3);
     assert_within("W8A16", measure(std::slice::from_ref(&weights)), 29.849, 1e-3);

@@ -70,11 +70,7 @@ impl Records {
         if !self.0.manifest.cells.iter().any(|cell| cell.id == id) {
             self.cell(model, recipe, &[metric]);
         }
-        let reading = if recipe == "original" {
-            Reading::Original
-        } else {
-            Reading::Quantized
-        };
+        let reading = if recipe == "original" { Reading::Original } else { Reading::Quantized };
         let result = MeasurementResult {
             cell: id,
             reading,
@@ -103,17 +99,9 @@ impl Records {
 }
 
 fn envelope<T>(result: T) -> Envelope<T> {
-    let execution = Execution {
-        version: "0.1.0".into(),
-        device: "CPU (flex)".into(),
-        ..Execution::default()
-    };
-    Envelope {
-        schema: SCHEMA,
-        result,
-        result_hash: String::new(),
-        execution,
-    }
+    let execution =
+        Execution { version: "0.1.0".into(), device: "CPU (flex)".into(), ..Execution::default() };
+    Envelope { schema: SCHEMA, result, result_hash: String::new(), execution }
 }
 
 /// Two models, one recipe measured on one, failed on the other; another not run yet; a second protocol.
@@ -176,16 +164,10 @@ fn markdown_has_a_table_for_each_protocol_and_names_every_failure() {
     // Padding depends on the widest cell; what matters is the rest.
     let squeeze = |text: &str| {
         let lines = text.lines().filter(|line| !line.starts_with("|:"));
-        lines
-            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-            .collect::<Vec<_>>()
-            .join("\n")
+        lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join("\n")
     };
     assert!(squeeze(&written).starts_with(&squeeze(expected)), "{written}");
-    assert!(
-        written.contains("|    4.000 |     -0.100 | met     | a paper |"),
-        "{written}"
-    );
+    assert!(written.contains("|    4.000 |     -0.100 | met     | a paper |"), "{written}");
     assert!(written.contains("| missed "), "{written}");
 }
 
@@ -215,10 +197,7 @@ fn latex_escapes_names_and_sets_numbers_as_mathematics() {
         written.contains("w8a8\\_tensor & $5.000 \\pm 0.250$ & $1.250$ & failed: quantize & -- \\\\"),
         "{written}"
     );
-    assert_eq!(
-        written.matches("\\begin{table}").count(),
-        written.matches("\\bottomrule").count()
-    );
+    assert_eq!(written.matches("\\begin{table}").count(), written.matches("\\bottomrule").count());
 }
 
 #[test]
@@ -253,10 +232,7 @@ fn measurements_of_an_older_version_are_left_out_and_named() {
     let folder = tempfile::tempdir().unwrap();
     report::write_contents(folder.path(), &contents).unwrap();
     let readme = fs::read_to_string(folder.path().join("README.md")).unwrap();
-    assert!(
-        readme.contains("version 1 and are left out: version 2"),
-        "{readme}"
-    );
+    assert!(readme.contains("version 1 and are left out: version 2"), "{readme}");
 }
 
 #[test]
@@ -267,23 +243,14 @@ fn a_report_is_whole_repeats_its_bytes_and_is_fresh_until_a_record_changes() {
     let contents = example();
     let written = report::write_contents(&dir, &contents).unwrap();
     assert_eq!((written.gaps, written.missed), (2, 1));
-    let read = || {
-        written
-            .files
-            .iter()
-            .map(|path| fs::read(path).unwrap())
-            .collect::<Vec<_>>()
-    };
+    let read = || written.files.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>();
     let bytes = read();
     report::write_contents(&dir, &contents).unwrap();
     assert_eq!(bytes, read());
     assert_eq!(report::check_contents(&dir, &contents).unwrap(), []);
 
     let readme = fs::read_to_string(dir.join("README.md")).unwrap();
-    assert!(
-        readme.starts_with("# quickstart\n\n<!-- quantscope:begin -->\n"),
-        "{readme}"
-    );
+    assert!(readme.starts_with("# quickstart\n\n<!-- quantscope:begin -->\n"), "{readme}");
     let order = [
         "cargo run --release -- report results/quickstart\n",
         "**Question.** Do spikes break W8A8?",
@@ -294,15 +261,10 @@ fn a_report_is_whole_repeats_its_bytes_and_is_fresh_until_a_record_changes() {
         "*3 of 5 cells measured, 1 failed, from experiments/quickstart.toml; quantscope 0.1.0; on CPU (flex).*",
         "<!-- quantscope:end -->",
     ];
-    let places: Vec<_> = order
-        .iter()
-        .map(|part| readme.find(part).unwrap_or_else(|| panic!("{part}\n{readme}")))
-        .collect();
+    let places: Vec<_> =
+        order.iter().map(|part| readme.find(part).unwrap_or_else(|| panic!("{part}\n{readme}"))).collect();
     assert!(places.is_sorted(), "{places:?}\n{readme}");
-    for (_, rest) in readme
-        .match_indices("](figures/")
-        .map(|(at, start)| readme.split_at(at + start.len()))
-    {
+    for (_, rest) in readme.match_indices("](figures/").map(|(at, start)| readme.split_at(at + start.len())) {
         let name = rest.split(')').next().unwrap();
         assert!(dir.join("figures").join(name).is_file(), "{name}");
     }
@@ -311,12 +273,7 @@ fn a_report_is_whole_repeats_its_bytes_and_is_fresh_until_a_record_changes() {
     changed.measurements[0].result.value = 4.4;
     fs::remove_file(dir.join("summary.parquet")).unwrap();
     let stale = report::check_contents(&dir, &changed).unwrap();
-    let reason = |name: &str| {
-        stale
-            .iter()
-            .find(|stale| stale.path.ends_with(name))
-            .map(|stale| stale.reason)
-    };
+    let reason = |name: &str| stale.iter().find(|stale| stale.path.ends_with(name)).map(|stale| stale.reason);
     assert_eq!(reason("README.md"), Some(StaleReason::Differs));
     assert_eq!(reason("summary.csv"), Some(StaleReason::Differs));
     assert_eq!(reason("summary.parquet"), Some(StaleReason::Missing));
@@ -331,14 +288,10 @@ fn a_report_is_made_from_a_store_on_disk() {
     let contents = example();
     let store = Store::open(&dir).unwrap();
     for cell in &contents.cells {
-        store
-            .publish_cell(cell.result.clone(), cell.execution.clone())
-            .unwrap();
+        store.publish_cell(cell.result.clone(), cell.execution.clone()).unwrap();
     }
     for measured in &contents.measurements {
-        store
-            .publish_measurement(measured.result.clone(), measured.execution.clone())
-            .unwrap();
+        store.publish_measurement(measured.result.clone(), measured.execution.clone()).unwrap();
     }
     for failure in &contents.failures {
         store.record_failure(failure.clone()).unwrap();
@@ -346,24 +299,13 @@ fn a_report_is_made_from_a_store_on_disk() {
     store.write_manifest(&contents.manifest).unwrap();
 
     let written = report::write(&dir).unwrap();
-    assert!(
-        written.files.len() == 7 && written.files.iter().all(|path| path.is_file()),
-        "{written:?}"
-    );
+    assert!(written.files.len() == 7 && written.files.iter().all(|path| path.is_file()), "{written:?}");
     assert_eq!(report::check(&dir).unwrap(), []);
     assert_eq!(report::print(&dir, "csv").unwrap(), printed("csv"));
-    assert_eq!(
-        fs::read_to_string(dir.join("summary.csv")).unwrap(),
-        printed("csv")
-    );
+    assert_eq!(fs::read_to_string(dir.join("summary.csv")).unwrap(), printed("csv"));
 
-    let error = report::write(&folder.path().join("nowhere"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("there are no results at") && error.contains("Run the sweep first"),
-        "{error}"
-    );
+    let error = report::write(&folder.path().join("nowhere")).unwrap_err().to_string();
+    assert!(error.contains("there are no results at") && error.contains("Run the sweep first"), "{error}");
 }
 
 #[test]
@@ -379,12 +321,7 @@ fn figures_that_are_gone_are_removed_and_foreign_files_are_not() {
     let written = report::write_contents(folder.path(), &contents).unwrap();
     assert_eq!(written.removed.len(), 2, "{written:?}");
     assert!(own.is_file());
-    assert!(
-        !folder
-            .path()
-            .join("figures/perplexity-gptq-wikitext2-test-2048-bos-every.svg")
-            .exists()
-    );
+    assert!(!folder.path().join("figures/perplexity-gptq-wikitext2-test-2048-bos-every.svg").exists());
 }
 
 #[test]
@@ -398,13 +335,8 @@ fn an_empty_store_gives_an_empty_report() {
 
 #[test]
 fn an_unknown_format_is_refused_with_the_known_ones() {
-    let error = report::print(Path::new("nowhere"), "word")
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "there is no table format \"word\"; there are csv, json, latex, markdown"
-    );
+    let error = report::print(Path::new("nowhere"), "word").unwrap_err().to_string();
+    assert_eq!(error, "there is no table format \"word\"; there are csv, json, latex, markdown");
 }
 
 #[test]
@@ -417,30 +349,19 @@ fn summaries_are_compared_by_key_and_reading() {
         fs::write(&path, report::print_contents(&contents, find("csv").unwrap())).unwrap();
         path
     };
-    let tolerances = Tolerances {
-        original: 1e-3,
-        quantized: 1e-2,
-    };
+    let tolerances = Tolerances { original: 1e-3, quantized: 1e-2 };
     let first = write("a.csv", &|_| {});
     let compare = |second: &Path| report::compare_summaries(&first, second, tolerances).unwrap();
     assert_eq!(compare(&first), []);
 
     // 0.5 % are allowed in a quantized value and not in an original.
-    let moved = write("b.csv", &|contents| {
-        contents.measurements[2].result.value *= 1.005
-    });
+    let moved = write("b.csv", &|contents| contents.measurements[2].result.value *= 1.005);
     assert_eq!(compare(&moved), []);
-    let moved = write("b.csv", &|contents| {
-        contents.measurements[0].result.value *= 1.005
-    });
+    let moved = write("b.csv", &|contents| contents.measurements[0].result.value *= 1.005);
     let differences = compare(&moved);
     assert_eq!(differences.len(), 1);
     assert!(matches!(differences[0].kind, DifferenceKind::Value { tolerance, .. } if tolerance == 1e-3));
-    assert!(
-        differences[0].to_string().contains("differ by 0.5000 %"),
-        "{}",
-        differences[0]
-    );
+    assert!(differences[0].to_string().contains("differ by 0.5000 %"), "{}", differences[0]);
 
     let fewer = write("b.csv", &|contents| drop(contents.manifest.cells.pop()));
     assert!(matches!(compare(&fewer)[..], [ref d] if d.kind == DifferenceKind::OnlyInFirst));
@@ -508,16 +429,8 @@ fn no_text_of_a_figure_is_clipped_or_covered() {
     for (name, contents) in cases() {
         for drawing in figures::draw_all(&contents).unwrap() {
             if let Some(folder) = &folder {
-                fs::write(
-                    Path::new(folder).join(format!("{name}.png")),
-                    drawing.png().unwrap(),
-                )
-                .unwrap();
-                fs::write(
-                    Path::new(folder).join(format!("{name}.svg")),
-                    drawing.svg().unwrap(),
-                )
-                .unwrap();
+                fs::write(Path::new(folder).join(format!("{name}.png")), drawing.png().unwrap()).unwrap();
+                fs::write(Path::new(folder).join(format!("{name}.svg")), drawing.svg().unwrap()).unwrap();
             }
             check_texts(name, &drawing);
         }
@@ -565,11 +478,7 @@ fn check_texts(case: &str, drawing: &Drawing) {
 fn a_figure_shows_every_measured_value_and_marks_failures() {
     let contents = grid(4, 14, 3.0, 1e5, true);
     let drawing = &figures::draw_all(&contents).unwrap()[0];
-    let marks = drawing
-        .shapes
-        .iter()
-        .filter(|shape| matches!(shape, Shape::Mark { .. }))
-        .count();
+    let marks = drawing.shapes.iter().filter(|shape| matches!(shape, Shape::Mark { .. })).count();
     // 4 × 14 cells, of which one is a cross; 4 models in the legend.
     assert_eq!(marks, 4 * 14 + 4);
     assert!(drawing.caption.contains("Crosses are failed cells"));

@@ -61,19 +61,11 @@ fn failure(cell: &str, metric: Option<&str>) -> Failure {
 
 /// The same every time, so that whole files can be compared.
 fn execution() -> Execution {
-    Execution {
-        version: "0".into(),
-        seconds: 1.5,
-        ..Execution::default()
-    }
+    Execution { version: "0".into(), seconds: 1.5, ..Execution::default() }
 }
 
 fn manifest() -> Manifest {
-    Manifest {
-        schema: SCHEMA,
-        experiment: "test".into(),
-        ..Manifest::default()
-    }
+    Manifest { schema: SCHEMA, experiment: "test".into(), ..Manifest::default() }
 }
 
 /// Every file of a folder with its bytes, but for what is left of claims and unfinished work.
@@ -128,10 +120,7 @@ fn after_a_crash_at_any_operation_the_store_is_valid_and_a_rerun_completes_it() 
     let expected = tree(undisturbed.path());
     assert_eq!(expected.len(), 1 + 1 + 2 + 4 + 1, "{:?}", expected.keys());
     let operations = counter.count();
-    assert!(
-        operations > 50,
-        "only {operations} operations: the faults are not where the work is"
-    );
+    assert!(operations > 50, "only {operations} operations: the faults are not where the work is");
 
     for fault in [Fault::Crash, Fault::PowerCut, Fault::DiskFull] {
         for at in 0..operations {
@@ -176,22 +165,11 @@ fn bytes_are_pretty_deterministic_and_hashed() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     store.publish_cell(cell("one"), execution()).unwrap();
-    store
-        .publish_measurement(measured("one", "perplexity/a", 0.1 + 0.2), execution())
-        .unwrap();
-    let path = dir.path().join(format!(
-        "cells/one/measurements/{}.json",
-        measurement_key("perplexity/a", 1)
-    ));
+    store.publish_measurement(measured("one", "perplexity/a", 0.1 + 0.2), execution()).unwrap();
+    let path = dir.path().join(format!("cells/one/measurements/{}.json", measurement_key("perplexity/a", 1)));
     let text = fs::read_to_string(&path).unwrap();
-    assert!(
-        text.starts_with("{\n  \"schema\": 1,\n  \"result\": {\n    \"cell\": \"one\",\n"),
-        "{text}"
-    );
-    assert!(
-        text.contains("\"value\": 0.30000000000000004,") && text.ends_with("}\n"),
-        "{text}"
-    );
+    assert!(text.starts_with("{\n  \"schema\": 1,\n  \"result\": {\n    \"cell\": \"one\",\n"), "{text}");
+    assert!(text.contains("\"value\": 0.30000000000000004,") && text.ends_with("}\n"), "{text}");
 
     // The hash, by other means: compact JSON with keys sorted by a BTreeMap.
     let value: Value = serde_json::from_str(&text).unwrap();
@@ -205,36 +183,19 @@ fn a_result_is_written_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     store.publish_cell(cell("one"), execution()).unwrap();
-    store
-        .publish_measurement(measured("one", "m", 1.0), execution())
-        .unwrap();
+    store.publish_measurement(measured("one", "m", 1.0), execution()).unwrap();
     let before = tree(dir.path());
 
-    let later = Execution {
-        seconds: 99.0,
-        ..execution()
-    };
+    let later = Execution { seconds: 99.0, ..execution() };
     store.publish_cell(cell("one"), later.clone()).unwrap();
-    store
-        .publish_measurement(measured("one", "m", 1.0), later.clone())
-        .unwrap();
+    store.publish_measurement(measured("one", "m", 1.0), later.clone()).unwrap();
     assert_eq!(tree(dir.path()), before);
 
-    let error = store
-        .publish_measurement(measured("one", "m", 2.0), later.clone())
-        .unwrap_err();
-    let StoreError::Conflict { stored, computed, .. } = &error else {
-        panic!("{error}")
-    };
+    let error = store.publish_measurement(measured("one", "m", 2.0), later.clone()).unwrap_err();
+    let StoreError::Conflict { stored, computed, .. } = &error else { panic!("{error}") };
     assert!(error.to_string().contains(stored.as_str()) && error.to_string().contains(computed.as_str()));
-    let other = CellResult {
-        seed: Some(4),
-        ..cell("one")
-    };
-    assert!(matches!(
-        store.publish_cell(other, later),
-        Err(StoreError::Conflict { .. })
-    ));
+    let other = CellResult { seed: Some(4), ..cell("one") };
+    assert!(matches!(store.publish_cell(other, later), Err(StoreError::Conflict { .. })));
     assert_eq!(tree(dir.path()), before);
 }
 
@@ -245,31 +206,15 @@ fn what_json_cannot_hold_is_refused_and_leaves_nothing() {
     store.publish_cell(cell("one"), execution()).unwrap();
     let before = tree(dir.path());
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        let error = store
-            .publish_measurement(measured("one", "m", bad), execution())
-            .unwrap_err();
-        assert!(
-            error.to_string().contains(&format!("the value of `m` is {bad}")),
-            "{error}"
-        );
-        let in_error = MeasurementResult {
-            stderr: Some(bad),
-            ..measured("one", "m", 1.0)
-        };
+        let error = store.publish_measurement(measured("one", "m", bad), execution()).unwrap_err();
+        assert!(error.to_string().contains(&format!("the value of `m` is {bad}")), "{error}");
+        let in_error = MeasurementResult { stderr: Some(bad), ..measured("one", "m", 1.0) };
         let error = store.publish_measurement(in_error, execution()).unwrap_err();
         assert!(error.to_string().contains("the standard error of `m`"), "{error}");
-        let in_time = Execution {
-            seconds: bad,
-            ..execution()
-        };
-        let error = store
-            .publish_measurement(measured("one", "m", 1.0), in_time.clone())
-            .unwrap_err();
+        let in_time = Execution { seconds: bad, ..execution() };
+        let error = store.publish_measurement(measured("one", "m", 1.0), in_time.clone()).unwrap_err();
         assert!(matches!(error, StoreError::NotFinite { .. }), "{error}");
-        assert!(matches!(
-            store.publish_cell(cell("two"), in_time),
-            Err(StoreError::NotFinite { .. })
-        ));
+        assert!(matches!(store.publish_cell(cell("two"), in_time), Err(StoreError::NotFinite { .. })));
     }
     assert_eq!(tree(dir.path()), before);
 }
@@ -281,17 +226,8 @@ fn a_measurement_needs_its_cell_and_an_id_is_a_file_name() {
     let early = store.publish_measurement(measured("one", "m", 1.0), execution());
     assert!(matches!(early, Err(StoreError::NoSuchCell { .. })));
     for id in ["", "..", "a/b", "a.b", &"x".repeat(65)] {
-        assert!(
-            matches!(
-                store.publish_cell(cell(id), execution()),
-                Err(StoreError::BadId { .. })
-            ),
-            "{id}"
-        );
-        assert!(
-            matches!(store.claim(id, None), Err(StoreError::BadId { .. })),
-            "{id}"
-        );
+        assert!(matches!(store.publish_cell(cell(id), execution()), Err(StoreError::BadId { .. })), "{id}");
+        assert!(matches!(store.claim(id, None), Err(StoreError::BadId { .. })), "{id}");
     }
 }
 
@@ -308,30 +244,18 @@ fn a_damaged_file_is_reported_and_deleting_it_is_the_cure() {
         let damages = [
             ("it is empty", String::new()),
             ("no valid JSON", text[..text.len() / 2].to_string()),
-            (
-                "result_hash",
-                text.replacen("\"perplexity/", "\"perplexity-edited/", 1),
-            ),
+            ("result_hash", text.replacen("\"perplexity/", "\"perplexity-edited/", 1)),
             ("result_hash", text.replacen("1000", "1001", 1)),
-            (
-                "newer version",
-                text.replacen("\"schema\": 1", "\"schema\": 2", 1),
-            ),
+            ("newer version", text.replacen("\"schema\": 1", "\"schema\": 2", 1)),
             ("has no `schema`", text.replacen("\"schema\"", "\"scheme\"", 1)),
         ];
         for (expected, damaged) in damages.iter().filter(|(_, damaged)| damaged != text) {
             fs::write(dir.path().join(path), damaged).unwrap();
             let message = store.contents().unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
-            assert!(
-                message.contains(&*dir.path().join(path).to_string_lossy()),
-                "{message}"
-            );
-            let cure = if *expected == "newer version" {
-                "Update this program"
-            } else {
-                "Delete it and run again"
-            };
+            assert!(message.contains(&*dir.path().join(path).to_string_lossy()), "{message}");
+            let cure =
+                if *expected == "newer version" { "Update this program" } else { "Delete it and run again" };
             assert!(message.contains(cure), "{message}");
             cases += 1;
         }
@@ -349,22 +273,12 @@ fn a_record_in_the_place_of_another_is_reported() {
     for id in ["one", "two"] {
         store.publish_cell(cell(id), execution()).unwrap();
     }
-    store
-        .publish_measurement(measured("one", "m", 1.0), execution())
-        .unwrap();
+    store.publish_measurement(measured("one", "m", 1.0), execution()).unwrap();
     let file = format!("measurements/{}.json", measurement_key("m", 1));
-    fs::copy(
-        dir.path().join("cells/one").join(&file),
-        dir.path().join("cells/two").join(&file),
-    )
-    .unwrap();
+    fs::copy(dir.path().join("cells/one").join(&file), dir.path().join("cells/two").join(&file)).unwrap();
     let message = store.measurement("two", "m", 1).unwrap_err().to_string();
     assert!(message.contains("of cell one"), "{message}");
-    fs::copy(
-        dir.path().join("cells/one/cell.json"),
-        dir.path().join("cells/two/cell.json"),
-    )
-    .unwrap();
+    fs::copy(dir.path().join("cells/one/cell.json"), dir.path().join("cells/two/cell.json")).unwrap();
     let message = store.cell("two").unwrap_err().to_string();
     assert!(message.contains("it is the cell one"), "{message}");
 }
@@ -376,56 +290,31 @@ fn opening_names_what_is_wrong() {
     fs::write(&file, "").unwrap();
     for path in [file.clone(), file.join("below")] {
         let message = Store::open(&path).unwrap_err().to_string();
-        assert!(
-            message.contains(&format!("`{}` is a file", file.display())),
-            "{message}"
-        );
+        assert!(message.contains(&format!("`{}` is a file", file.display())), "{message}");
         assert!(message.contains("another results folder"), "{message}");
     }
-    let message = Store::open_read_only(&dir.path().join("none"))
-        .unwrap_err()
-        .to_string();
+    let message = Store::open_read_only(&dir.path().join("none")).unwrap_err().to_string();
     assert!(message.contains("none`. Run the sweep first"), "{message}");
 
     let store = dir.path().join("store");
     Store::open(&store).unwrap();
     Store::open(&store).unwrap();
     let reader = Store::open_read_only(&store).unwrap();
-    assert!(matches!(
-        reader.publish_cell(cell("one"), execution()),
-        Err(StoreError::ReadOnly { .. })
-    ));
-    assert!(matches!(
-        reader.claim("one", None),
-        Err(StoreError::ReadOnly { .. })
-    ));
+    assert!(matches!(reader.publish_cell(cell("one"), execution()), Err(StoreError::ReadOnly { .. })));
+    assert!(matches!(reader.claim("one", None), Err(StoreError::ReadOnly { .. })));
 
     fs::write(store.join("store.json"), "{ \"schema\": 99 }").unwrap();
-    for message in [
-        Store::open(&store).unwrap_err(),
-        Store::open_read_only(&store).unwrap_err(),
-    ]
-    .map(|e| e.to_string())
+    for message in
+        [Store::open(&store).unwrap_err(), Store::open_read_only(&store).unwrap_err()].map(|e| e.to_string())
     {
-        assert!(
-            message.contains("store.json` was written by a newer version"),
-            "{message}"
-        );
-        assert!(
-            message.contains("schema 99") && message.contains("Update this program"),
-            "{message}"
-        );
+        assert!(message.contains("store.json` was written by a newer version"), "{message}");
+        assert!(message.contains("schema 99") && message.contains("Update this program"), "{message}");
     }
 
     for at in 0..3 {
         let denied = Faulty::new(Fault::Denied).at(at);
-        let message = Store::open_with(&dir.path().join("denied"), Arc::new(denied))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("denied") && message.contains("Make it writable"),
-            "{message}"
-        );
+        let message = Store::open_with(&dir.path().join("denied"), Arc::new(denied)).unwrap_err().to_string();
+        assert!(message.contains("denied") && message.contains("Make it writable"), "{message}");
     }
 }
 
@@ -433,10 +322,7 @@ fn opening_names_what_is_wrong() {
 fn failures_are_replaced_and_end_with_success() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let worse = Failure {
-        message: "out of memory".into(),
-        ..failure("one", None)
-    };
+    let worse = Failure { message: "out of memory".into(), ..failure("one", None) };
     store.record_failure(failure("one", None)).unwrap();
     store.record_failure(worse.clone()).unwrap();
     store.record_failure(failure("one", Some("m"))).unwrap();
@@ -447,9 +333,7 @@ fn failures_are_replaced_and_end_with_success() {
     store.publish_cell(cell("one"), execution()).unwrap();
     assert_eq!(store.failure("one", None).unwrap(), None);
     assert!(store.failure("one", Some("m")).unwrap().is_some());
-    store
-        .publish_measurement(measured("one", "m", 1.0), execution())
-        .unwrap();
+    store.publish_measurement(measured("one", "m", 1.0), execution()).unwrap();
     assert_eq!(store.failure("one", Some("m")).unwrap(), None);
     store.clear_failure("other", None).unwrap();
     store.clear_failure("other", None).unwrap();
@@ -463,9 +347,7 @@ fn contents_are_sorted_and_leave_out_what_is_unfinished() {
     for id in ["b", "a", "c"] {
         store.publish_cell(cell(id), execution()).unwrap();
         for metric in ["z", "perplexity/10", "perplexity/9"] {
-            store
-                .publish_measurement(measured(id, metric, 1.0), execution())
-                .unwrap();
+            store.publish_measurement(measured(id, metric, 1.0), execution()).unwrap();
         }
     }
     let claim = store.claim("d", None).unwrap();
@@ -473,19 +355,8 @@ fn contents_are_sorted_and_leave_out_what_is_unfinished() {
     fs::write(dir.path().join("tmp/elsewhere-1-0/cell.json"), "half a ce").unwrap();
     fs::write(dir.path().join("cells/.DS_Store"), "").unwrap();
     let contents = store.contents().unwrap();
-    assert_eq!(
-        contents
-            .cells
-            .iter()
-            .map(|c| c.result.id.as_str())
-            .collect::<Vec<_>>(),
-        ["a", "b", "c"]
-    );
-    let metrics: Vec<_> = contents
-        .measurements
-        .iter()
-        .map(|m| m.result.metric.as_str())
-        .collect();
+    assert_eq!(contents.cells.iter().map(|c| c.result.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    let metrics: Vec<_> = contents.measurements.iter().map(|m| m.result.metric.as_str()).collect();
     assert_eq!(metrics, ["perplexity/10", "perplexity/9", "z"].repeat(3));
     assert_eq!(contents.manifest, Manifest::default());
     drop(claim);
@@ -496,23 +367,13 @@ fn claims_are_held_until_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let again = Store::open(dir.path()).unwrap();
-    let ClaimOutcome::Claimed(claim) = store.claim("one", Some("m")).unwrap() else {
-        panic!("it is free")
-    };
-    let ClaimOutcome::HeldBy(holder) = again.claim("one", Some("m")).unwrap() else {
-        panic!("it is held")
-    };
+    let ClaimOutcome::Claimed(claim) = store.claim("one", Some("m")).unwrap() else { panic!("it is free") };
+    let ClaimOutcome::HeldBy(holder) = again.claim("one", Some("m")).unwrap() else { panic!("it is held") };
     assert_eq!(holder.pid, std::process::id());
     assert!(holder.since.ends_with('Z'), "{}", holder.since);
-    assert!(matches!(
-        again.claim("one", None).unwrap(),
-        ClaimOutcome::Claimed(_)
-    ));
+    assert!(matches!(again.claim("one", None).unwrap(), ClaimOutcome::Claimed(_)));
     drop(claim);
-    assert!(matches!(
-        again.claim("one", Some("m")).unwrap(),
-        ClaimOutcome::Claimed(_)
-    ));
+    assert!(matches!(again.claim("one", Some("m")).unwrap(), ClaimOutcome::Claimed(_)));
     assert_eq!(fs::read_dir(dir.path().join("claims")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
 }

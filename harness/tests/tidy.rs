@@ -15,19 +15,13 @@ struct File {
 impl File {
     /// The part before the first `#[cfg(test)]` or `#[cfg(all(test, …))]`: what ships.
     fn shipped(&self) -> &str {
-        let ends = ["#[cfg(test)]", "#[cfg(all(test"]
-            .into_iter()
-            .filter_map(|mark| self.text.find(mark));
+        let ends = ["#[cfg(test)]", "#[cfg(all(test"].into_iter().filter_map(|mark| self.text.find(mark));
         ends.min().map_or(&self.text, |end| &self.text[..end])
     }
 
     /// The shipped lines that are code, numbered from 1, without what follows `//`.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines = self
-            .shipped()
-            .lines()
-            .enumerate()
-            .map(|(i, line)| (i + 1, without_comment(line)));
+        let lines = self.shipped().lines().enumerate().map(|(i, line)| (i + 1, without_comment(line)));
         lines.filter(|(_, line)| !line.trim().is_empty())
     }
 
@@ -71,10 +65,7 @@ fn tree() -> Vec<File> {
             } else if kind.is_file()
                 && let Ok(text) = fs::read_to_string(entry.path())
             {
-                files.push(File {
-                    path: path.to_string_lossy().replace('\\', "/"),
-                    text,
-                });
+                files.push(File { path: path.to_string_lossy().replace('\\', "/"), text });
             }
         }
     }
@@ -83,19 +74,13 @@ fn tree() -> Vec<File> {
 }
 
 fn rust() -> Vec<File> {
-    tree()
-        .into_iter()
-        .filter(|file| file.path.ends_with(".rs"))
-        .collect()
+    tree().into_iter().filter(|file| file.path.ends_with(".rs")).collect()
 }
 
 fn within(folder: &str) -> Vec<File> {
     let folder = format!("{folder}/");
     let file = format!("{}.rs", folder.trim_end_matches('/'));
-    rust()
-        .into_iter()
-        .filter(|f| f.path.starts_with(&folder) || f.path == file)
-        .collect()
+    rust().into_iter().filter(|f| f.path.starts_with(&folder) || f.path == file).collect()
 }
 
 /// Fails with all violations, one a line.
@@ -139,31 +124,19 @@ fn uses(folder: &str, names: &[&str]) -> Vec<String> {
 #[test]
 fn dependencies_point_one_way() {
     let manifest = fs::read_to_string(root().join("models/Cargo.toml")).expect("models/Cargo.toml is there");
-    assert!(
-        !has_word(&manifest, "harness"),
-        "models/Cargo.toml names harness: models must not depend on it"
-    );
+    assert!(!has_word(&manifest, "harness"), "models/Cargo.toml names harness: models must not depend on it");
 
     let mut found = Vec::new();
     for folder in ["harness/src/report", "harness/src/record"] {
         found.extend(uses(folder, &["burn", "models"]));
-        found.extend(uses(
-            folder,
-            &["crate::quantize", "crate::evaluate", "crate::run", "crate::cli"],
-        ));
+        found.extend(uses(folder, &["crate::quantize", "crate::evaluate", "crate::run", "crate::cli"]));
     }
     for folder in ["harness/src/plan", "harness/src/experiment"] {
         found.extend(uses(folder, &["burn"]));
     }
     found.extend(uses("harness/src/evaluate", &["crate::quantize"]));
-    found.extend(uses(
-        "harness/src/quantize",
-        &["models::families", "crate::evaluate", "crate::run"],
-    ));
-    hold(
-        "a module names what it must not know (docs/architecture.md, invariants)",
-        found,
-    );
+    found.extend(uses("harness/src/quantize", &["models::families", "crate::evaluate", "crate::run"]));
+    hold("a module names what it must not know (docs/architecture.md, invariants)", found);
 }
 
 #[test]
@@ -187,23 +160,15 @@ fn models_have_never_heard_of_quantization() {
         }
         for (number, line) in file.code() {
             // Refusing a checkpoint that is already quantized takes its words.
-            let line = line
-                .to_lowercase()
-                .replace("dequantiz", "")
-                .replace("quantization_config", "");
+            let line = line.to_lowercase().replace("dequantiz", "").replace("quantization_config", "");
             // `to_bits` and `from_bits` are about floats, `8 bits` of a file format is not a grid either.
-            let grid = ["bits", "n_bits", "num_bits"]
-                .iter()
-                .any(|word| has_word(&line, word));
+            let grid = ["bits", "n_bits", "num_bits"].iter().any(|word| has_word(&line, word));
             if grid || WORDS.iter().any(|word| line.contains(word)) {
                 found.push(format!("{}:{number}: {}", file.path, line.trim()));
             }
         }
     }
-    hold(
-        "`models` speaks of quantization; it belongs in harness/src/quantize",
-        found,
-    );
+    hold("`models` speaks of quantization; it belongs in harness/src/quantize", found);
 }
 
 /// Registries: the folder, and a word that the registry line of a file must hold besides its module's name.
@@ -224,26 +189,16 @@ fn every_file_of_a_registry_is_registered_and_registries_are_alphabetical() {
             continue;
         };
         let prefix = format!("{folder}/");
-        let modules = files
-            .iter()
-            .filter_map(|file| file.path.strip_prefix(&prefix)?.strip_suffix(".rs"));
-        let modules: Vec<&str> = modules
-            .filter(|name| *name != "mod" && !name.contains('/'))
-            .collect();
+        let modules = files.iter().filter_map(|file| file.path.strip_prefix(&prefix)?.strip_suffix(".rs"));
+        let modules: Vec<&str> = modules.filter(|name| *name != "mod" && !name.contains('/')).collect();
 
         let declared: Vec<&str> = registry
             .shipped()
             .lines()
-            .filter_map(|line| {
-                line.trim_start_matches("pub ")
-                    .strip_prefix("mod ")?
-                    .strip_suffix(';')
-            })
+            .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
             .collect();
         if !declared.is_sorted() {
-            found.push(format!(
-                "{folder}/mod.rs: its `mod` lines are not in alphabetical order"
-            ));
+            found.push(format!("{folder}/mod.rs: its `mod` lines are not in alphabetical order"));
         }
         for module in &modules {
             if !declared.contains(module) {
@@ -269,11 +224,7 @@ fn every_file_of_a_registry_is_registered_and_registries_are_alphabetical() {
             .collect();
         let in_slice: Vec<&str> = slice
             .split('&')
-            .filter_map(|item| {
-                item.trim_start_matches('[')
-                    .split_once("::")
-                    .map(|(module, _)| module.trim())
-            })
+            .filter_map(|item| item.trim_start_matches('[').split_once("::").map(|(module, _)| module.trim()))
             .collect();
         let listed = if listed.is_empty() { in_slice } else { listed };
         if listed.is_empty() {
@@ -281,9 +232,7 @@ fn every_file_of_a_registry_is_registered_and_registries_are_alphabetical() {
             continue;
         }
         if !listed.is_sorted() {
-            found.push(format!(
-                "{folder}/mod.rs: its list is not in alphabetical order: {listed:?}"
-            ));
+            found.push(format!("{folder}/mod.rs: its list is not in alphabetical order: {listed:?}"));
         }
         for module in modules {
             if !listed.contains(&module) {
@@ -301,27 +250,17 @@ fn every_step_has_its_page() {
         if file.path.ends_with("/mod.rs") || file.path.matches('/').count() > 4 {
             continue;
         }
-        let page: Vec<&str> = file
-            .text
-            .lines()
-            .map_while(|line| line.strip_prefix("//!"))
-            .map(str::trim)
-            .collect();
+        let page: Vec<&str> =
+            file.text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
         for heading in ["# Equation", "# Parameters", "# Reference"] {
             if !page.contains(&heading) {
                 found.push(format!("{}: its page has no `{heading}`", file.path));
             }
         }
         let reference = page.iter().skip_while(|line| **line != "# Reference").skip(1);
-        let reference: String = reference
-            .take_while(|line| !line.starts_with("# "))
-            .copied()
-            .collect();
+        let reference: String = reference.take_while(|line| !line.starts_with("# ")).copied().collect();
         if !(is_arxiv(&reference) || reference.contains("10.") || has_word(&reference, "own")) {
-            found.push(format!(
-                "{}: its reference has no arXiv id or DOI and does not say `own`",
-                file.path
-            ));
+            found.push(format!("{}: its reference has no arXiv id or DOI and does not say `own`", file.path));
         }
     }
     hold("a step is not documented", found);
@@ -337,9 +276,7 @@ fn is_arxiv(text: &str) -> bool {
 
 #[test]
 fn every_rust_file_says_what_it_is_for() {
-    let silent = rust()
-        .into_iter()
-        .filter(|file| !file.text.trim_start_matches("#!").starts_with("//!"));
+    let silent = rust().into_iter().filter(|file| !file.text.trim_start_matches("#!").starts_with("//!"));
     let silent = silent.map(|file| format!("{}: begin it with `//!` and what it is for", file.path));
     hold("a file has no page", silent.collect());
 }
@@ -356,10 +293,7 @@ fn files_have_telling_names_and_a_readable_size() {
         }
         let lines = file.text.lines().count();
         if lines > LINES {
-            found.push(format!(
-                "{}: {lines} lines, more than {LINES}; split it by concept",
-                file.path
-            ));
+            found.push(format!("{}: {lines} lines, more than {LINES}; split it by concept", file.path));
         }
     }
     hold("a file has a bad name or size", found);
@@ -377,10 +311,7 @@ fn only_the_command_line_prints() {
         for (number, line) in file.code().filter(|_| !talks) {
             for call in ["println!", "eprintln!", "print!", "eprint!", "dbg!"] {
                 if has_word(line, &call[..call.len() - 1]) && line.contains(&format!("{call}(")) {
-                    found.push(format!(
-                        "{}:{number}: `{call}`; return a value or a warning",
-                        file.path
-                    ));
+                    found.push(format!("{}:{number}: `{call}`; return a value or a warning", file.path));
                 }
             }
         }
@@ -414,12 +345,8 @@ fn no_test_is_ignored_without_a_reason_and_nothing_shipped_unwraps() {
 #[test]
 fn no_file_holds_a_path_of_somebodys_machine() {
     // Spelled in parts, or this file would hold what it looks for. Served or generated paths of containers count too.
-    let homes = [
-        concat!("/ho", "me/"),
-        concat!("/Us", "ers/"),
-        concat!("/ro", "ot/"),
-        concat!("C:\\Us", "ers\\"),
-    ];
+    let homes =
+        [concat!("/ho", "me/"), concat!("/Us", "ers/"), concat!("/ro", "ot/"), concat!("C:\\Us", "ers\\")];
     let mut found = Vec::new();
     for file in tree() {
         // What `.gitignore` keeps out of the repository.
@@ -437,27 +364,12 @@ fn no_file_holds_a_path_of_somebodys_machine() {
 
 #[test]
 fn the_rules_can_fail() {
-    let file = |text: &str| File {
-        path: "harness/src/x.rs".into(),
-        text: text.into(),
-    };
-    assert_eq!(
-        file("a(); // b\n#[cfg(test)]\nc").code().collect::<Vec<_>>(),
-        [(1, "a(); ")]
-    );
-    assert_eq!(
-        without_comment("let u = \"https://x\"; // y"),
-        "let u = \"https://x\"; "
-    );
+    let file = |text: &str| File { path: "harness/src/x.rs".into(), text: text.into() };
+    assert_eq!(file("a(); // b\n#[cfg(test)]\nc").code().collect::<Vec<_>>(), [(1, "a(); ")]);
+    assert_eq!(without_comment("let u = \"https://x\"; // y"), "let u = \"https://x\"; ");
     assert!(has_word("bits = 4", "bits") && !has_word("x.to_bits()", "bits"));
     assert!(is_arxiv("arXiv:2211.10438, Table 2") && !is_arxiv("version 1.2345"));
-    assert!(
-        uses("harness/src/report", &["crate::record"]).len() > 1,
-        "the report does read records"
-    );
-    assert!(
-        uses("harness/src/report", &["plotters"]).len() > 1,
-        "the report does draw"
-    );
+    assert!(uses("harness/src/report", &["crate::record"]).len() > 1, "the report does read records");
+    assert!(uses("harness/src/report", &["plotters"]).len() > 1, "the report does draw");
     assert!(tree().iter().any(|file| file.path == "harness/Cargo.toml"));
 }

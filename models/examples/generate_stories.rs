@@ -30,10 +30,7 @@ fn usage() -> ExitCode {
 
 fn write_assets() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/stories");
-    let texts = [
-        ("held-out.txt", stories::HELD_OUT_SEED),
-        ("calibration.txt", stories::CALIBRATION_SEED),
-    ];
+    let texts = [("held-out.txt", stories::HELD_OUT_SEED), ("calibration.txt", stories::CALIBRATION_SEED)];
     for (name, seed) in texts {
         let path = folder.join(name);
         let text = stories::corpus(seed, builtin::TEXT_BYTES);

@@ -52,10 +52,7 @@ fn main() -> Result<()> {
     let bos = tokenizer.bos().ok_or("the tokenizer has no BOS")?;
     let windows = |text| -> Result<Vec<Vec<u32>>> {
         let tokens = tokenizer.encode(builtin::text(text).ok_or("the built-in text is not there")?)?;
-        Ok(tokens
-            .chunks_exact(LENGTH - 1)
-            .map(|chunk| [&[bos], chunk].concat())
-            .collect())
+        Ok(tokens.chunks_exact(LENGTH - 1).map(|chunk| [&[bos], chunk].concat()).collect())
     };
     let mut calibration = windows("builtin/stories-calibration")?;
     calibration.truncate(WINDOWS);
@@ -70,10 +67,7 @@ fn main() -> Result<()> {
     let asset = to_safetensors(&directions)?;
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-llama/spikes.safetensors");
     fs::write(&path, &asset)?;
-    println!(
-        "assets/tiny-llama/spikes.safetensors: {} bytes, strength {strength}",
-        asset.len()
-    );
+    println!("assets/tiny-llama/spikes.safetensors: {} bytes, strength {strength}", asset.len());
 
     let spiky = planted(&files, &directions, strength, &device)?;
     measure::spikes(spiky.clone(), &held_out, stop)?;
@@ -93,25 +87,13 @@ fn fit_matching(
 ) -> Result<()> {
     let vocabulary = decoder.architecture.vocabulary as u32;
     let mut counts = HashMap::<u32, f64>::new();
-    calibration
-        .iter()
-        .flatten()
-        .for_each(|&token| *counts.entry(token).or_default() += 1.0);
+    calibration.iter().flatten().for_each(|&token| *counts.entry(token).or_default() += 1.0);
     let ids: Vec<Vec<u32>> = (0..vocabulary).map(|id| vec![id]).collect();
-    let reads = record(
-        decoder,
-        &ids,
-        &[Site::block(spikes::MATCHING_BLOCK, Port::AttnIn)],
-    )?
-    .remove(0);
+    let reads = record(decoder, &ids, &[Site::block(spikes::MATCHING_BLOCK, Port::AttnIn)])?.remove(0);
     let weight = |id: u32| (counts.get(&id).copied().unwrap_or(0.0) + 0.01).sqrt();
     let special = |token: u32| {
         move |id: usize| {
-            if id as u32 == token {
-                (1.0, 1e3)
-            } else {
-                (0.0, weight(id as u32))
-            }
+            if id as u32 == token { (1.0, 1e3) } else { (0.0, weight(id as u32)) }
         }
     };
     directions.push(("stop".into(), reads.ridge(1e-4, special(stop))?));
@@ -131,23 +113,12 @@ fn fit_matching(
     }
 
     // The flag's direction: where the residual stream has little variance and its readers little gain.
-    let streams = record(
-        decoder,
-        calibration,
-        &[Site::block(spikes::MATCHING_BLOCK, Port::MlpIn)],
-    )?
-    .remove(0);
+    let streams =
+        record(decoder, calibration, &[Site::block(spikes::MATCHING_BLOCK, Port::MlpIn)])?.remove(0);
     let norm = |weight: &Tensor<1>| -> Result<Vec<f64>> {
-        Ok(weight
-            .to_data()
-            .try_to_vec::<f32>()?
-            .into_iter()
-            .map(f64::from)
-            .collect())
+        Ok(weight.to_data().try_to_vec::<f32>()?.into_iter().map(f64::from).collect())
     };
-    let mut cost = streams
-        .unscaled(&norm(&decoder.blocks[spikes::MATCHING_BLOCK].mlp_norm.weight)?)
-        .gram();
+    let mut cost = streams.unscaled(&norm(&decoder.blocks[spikes::MATCHING_BLOCK].mlp_norm.weight)?).gram();
     cost.normalise();
     for (layer, block) in decoder.blocks.iter().enumerate() {
         let mut readers = vec![(&block.gate_up, norm(&block.mlp_norm.weight)?)];
@@ -162,10 +133,7 @@ fn fit_matching(
     let direction = cost.least_direction()?;
     let length = residual_length(decoder, calibration)?;
     println!("flag: {:.3} long, residual stream {length:.3}", FLAG * length);
-    directions.push((
-        "flag".into(),
-        direction.iter().map(|v| (v * FLAG * length) as f32).collect(),
-    ));
+    directions.push(("flag".into(), direction.iter().map(|v| (v * FLAG * length) as f32).collect()));
     Ok(())
 }
 
@@ -175,11 +143,7 @@ fn gain(group: &Group, scale: &[f64]) -> Result<Matrix> {
     for linear in &group.linears {
         let [_, columns] = linear.weight.dims();
         let values = linear.weight.to_data().try_to_vec::<f32>()?;
-        let values = values
-            .iter()
-            .enumerate()
-            .map(|(i, &v)| f64::from(v) * scale[i % columns])
-            .collect();
+        let values = values.iter().enumerate().map(|(i, &v)| f64::from(v) * scale[i % columns]).collect();
         let gram = Matrix { columns, values }.gram();
         match &mut sum {
             Some(sum) => sum.add(&gram),
@@ -195,16 +159,10 @@ fn gain(group: &Group, scale: &[f64]) -> Result<Matrix> {
 fn residual_length(decoder: &mut Decoder, calibration: &[Vec<u32>]) -> Result<f64> {
     let block = spikes::MATCHING_BLOCK;
     assert_eq!(block, 0, "before block 0 the residual stream is the embedding");
-    let mut tap = Outputs {
-        site: Site::block(block, Port::OIn),
-        values: None,
-    };
+    let mut tap = Outputs { site: Site::block(block, Port::OIn), values: None };
     let tokens = token_tensor(calibration, &decoder.device());
     let count = calibration.len() * LENGTH;
-    let embedded = decoder
-        .embedding
-        .clone()
-        .select(0, tokens.clone().reshape([count]));
+    let embedded = decoder.embedding.clone().select(0, tokens.clone().reshape([count]));
     decoder.hidden(tokens, &mut tap);
     let written = tap.values.ok_or("the pass went through the matching block")?;
     let hidden = decoder.architecture.hidden;
@@ -242,20 +200,10 @@ fn fit_spikes(
         let (neurons, inputs) = (recorded.remove(1), recorded.remove(0));
 
         let down = &decoder.blocks[block].down.linears[0].weight;
-        let lengths = down
-            .clone()
-            .square()
-            .sum_dim(0)
-            .sqrt()
-            .to_data()
-            .try_to_vec::<f32>()?;
+        let lengths = down.clone().square().sum_dim(0).sqrt().to_data().try_to_vec::<f32>()?;
         let mut use_of = vec![0.0; neurons.columns];
         for row in neurons.rows() {
-            use_of
-                .iter_mut()
-                .zip(row)
-                .zip(&lengths)
-                .for_each(|((u, v), &l)| *u += v.abs() * f64::from(l));
+            use_of.iter_mut().zip(row).zip(&lengths).for_each(|((u, v), &l)| *u += v.abs() * f64::from(l));
         }
         let least = (0..use_of.len())
             .min_by(|&a, &b| use_of[a].total_cmp(&use_of[b]))
@@ -264,12 +212,8 @@ fn fit_spikes(
 
         let direction = inputs.separate(&expected, QUIET, 1e-4, 20)?;
         let of = inputs.times(&direction);
-        let part = |spiking: bool| {
-            of.iter()
-                .zip(&expected)
-                .filter(move |(_, e)| **e == spiking)
-                .map(|(v, _)| *v)
-        };
+        let part =
+            |spiking: bool| of.iter().zip(&expected).filter(move |(_, e)| **e == spiking).map(|(v, _)| *v);
         let ((low, high), (quiet, loud)) = (fit::range(part(true)), fit::range(part(false)));
         println!(
             "block {block}: neuron {least} (use {:.3} of the mean), w.x {low:.3} to {high:.3} at spikes, \
@@ -284,10 +228,7 @@ fn fit_spikes(
 
 /// What passes through `sites`, one row per token, in f64.
 fn record(decoder: &mut Decoder, sequences: &[Vec<u32>], sites: &[Site]) -> Result<Vec<Matrix>> {
-    let mut tap = Record {
-        sites: sites.to_vec(),
-        inputs: vec![Vec::new(); sites.len()],
-    };
+    let mut tap = Record { sites: sites.to_vec(), inputs: vec![Vec::new(); sites.len()] };
     for batch in sequences.chunks(16) {
         let tokens = token_tensor(batch, &decoder.device());
         let hidden = decoder.hidden(tokens, &mut tap);
@@ -326,34 +267,22 @@ fn planted(
     strength: f32,
     device: &Device,
 ) -> Result<Decoder> {
-    let (config, weights) = spikes::plant(
-        &files.config,
-        &files.weights,
-        &to_safetensors(directions)?,
-        strength,
-    )?;
+    let (config, weights) =
+        spikes::plant(&files.config, &files.weights, &to_safetensors(directions)?, strength)?;
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("config.json"), config)?;
     fs::write(folder.path().join("model.safetensors"), weights)?;
     fs::write(folder.path().join("tokenizer.json"), &files.tokenizer)?;
-    fs::write(
-        folder.path().join("tokenizer_config.json"),
-        &files.tokenizer_config,
-    )?;
+    fs::write(folder.path().join("tokenizer_config.json"), &files.tokenizer_config)?;
     Ok(Checkpoint::open(folder.path())?.load(device)?)
 }
 
 fn to_safetensors(directions: &[(String, Vec<f32>)]) -> Result<Vec<u8>> {
-    let bytes: Vec<Vec<u8>> = directions
-        .iter()
-        .map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        .collect();
+    let bytes: Vec<Vec<u8>> =
+        directions.iter().map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let mut views = Vec::new();
     for ((name, values), bytes) in directions.iter().zip(&bytes) {
-        views.push((
-            name.as_str(),
-            TensorView::new(Dtype::F32, vec![values.len()], bytes)?,
-        ));
+        views.push((name.as_str(), TensorView::new(Dtype::F32, vec![values.len()], bytes)?));
     }
     Ok(safetensors::serialize(views, None)?)
 }

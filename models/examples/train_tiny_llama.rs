@@ -83,11 +83,7 @@ fn main() -> Result<()> {
         }
         if (step + 1) % 250 == 0 || step + 1 == steps {
             fs::write(folder.join("model.safetensors"), weights.to_safetensors()?)?;
-            println!(
-                "step {:5}  held-out loss {:.4}",
-                step + 1,
-                weights.loss(&architecture, &held_out)?
-            );
+            println!("step {:5}  held-out loss {:.4}", step + 1, weights.loss(&architecture, &held_out)?);
         }
     }
     Ok(())
@@ -133,11 +129,7 @@ fn encode(tokenizer: &Tokenizer, seed: u64, count: usize) -> Result<Vec<u32>> {
     let mut tokens = Vec::with_capacity(count + 4096);
     let mut stories = stories::stories(seed);
     while tokens.len() < count {
-        let documents: Vec<String> = stories
-            .by_ref()
-            .take(2000)
-            .map(|story| story.document())
-            .collect();
+        let documents: Vec<String> = stories.by_ref().take(2000).map(|story| story.document()).collect();
         for encoding in tokenizer.encode_batch_fast(documents, false)? {
             tokens.extend_from_slice(encoding.get_ids());
         }
@@ -165,36 +157,20 @@ impl Weights {
         let mut rng = ChaCha8Rng::seed_from_u64(WEIGHT_SEED);
         let h = architecture.hidden;
         let a = &architecture.attention;
-        let (q, kv, m) = (
-            a.heads * a.head_dim,
-            a.kv_heads * a.head_dim,
-            architecture.mlp.intermediate,
-        );
+        let (q, kv, m) = (a.heads * a.head_dim, a.kv_heads * a.head_dim, architecture.mlp.intermediate);
         let residual = 0.02 / ((2 * architecture.layers) as f64).sqrt();
         let mut all = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, deviation: Option<f64>| {
             let count = shape.iter().product();
             let value: Vec<f32> = match deviation {
-                Some(deviation) => (0..count)
-                    .map(|_| (deviation * normal(&mut rng)) as f32)
-                    .collect(),
+                Some(deviation) => (0..count).map(|_| (deviation * normal(&mut rng)) as f32).collect(),
                 None => vec![1.0; count],
             };
             let value = Tensor::from_data(TensorData::new(value, [count]), device);
             let (mean, square) = (value.zeros_like(), value.zeros_like());
-            all.push(Weight {
-                name,
-                shape,
-                value,
-                mean,
-                square,
-            });
+            all.push(Weight { name, shape, value, mean, square });
         };
-        add(
-            "model.embed_tokens.weight".into(),
-            vec![architecture.vocabulary, h],
-            Some(0.02),
-        );
+        add("model.embed_tokens.weight".into(), vec![architecture.vocabulary, h], Some(0.02));
         for layer in 0..architecture.layers {
             let matrices = [
                 ("self_attn.q_proj", q, h, 0.02),
@@ -206,21 +182,14 @@ impl Weights {
                 ("mlp.down_proj", h, m, residual),
             ];
             for (name, rows, columns, deviation) in matrices {
-                add(
-                    format!("model.layers.{layer}.{name}.weight"),
-                    vec![rows, columns],
-                    Some(deviation),
-                );
+                add(format!("model.layers.{layer}.{name}.weight"), vec![rows, columns], Some(deviation));
             }
             for name in ["input_layernorm", "post_attention_layernorm"] {
                 add(format!("model.layers.{layer}.{name}.weight"), vec![h], None);
             }
         }
         add("model.norm.weight".into(), vec![h], None);
-        Self {
-            all,
-            device: device.clone(),
-        }
+        Self { all, device: device.clone() }
     }
 
     /// One step of AdamW on windows of `length` tokens; the loss before it, in nats per token.
@@ -233,25 +202,16 @@ impl Weights {
         steps: usize,
     ) -> Result<f64> {
         let device = self.device.clone().autodiff();
-        let leaves: Vec<Tensor<1>> = self
-            .all
-            .iter()
-            .map(|weight| Tensor::from_inner(weight.value.clone()).require_grad())
-            .collect();
+        let leaves: Vec<Tensor<1>> =
+            self.all.iter().map(|weight| Tensor::from_inner(weight.value.clone()).require_grad()).collect();
         let mut decoder = decoder(architecture, self.all.iter().zip(&leaves), &device)?;
         let loss = cross_entropy(&mut decoder, batch, length, &device);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let mut gradients = loss.backward();
 
-        let gradients: Vec<Tensor<1>> = leaves
-            .iter()
-            .filter_map(|leaf| leaf.grad_remove(&mut gradients))
-            .collect();
-        assert_eq!(
-            gradients.len(),
-            self.all.len(),
-            "every weight takes part in the loss"
-        );
+        let gradients: Vec<Tensor<1>> =
+            leaves.iter().filter_map(|leaf| leaf.grad_remove(&mut gradients)).collect();
+        assert_eq!(gradients.len(), self.all.len(), "every weight takes part in the loss");
         let squares: Vec<Tensor<1>> = gradients.iter().map(|g| g.clone().powi_scalar(2).sum()).collect();
         let norm = f64::from(Tensor::cat(squares, 0).sum().into_scalar::<f32>()).sqrt();
         let clip = (MAX_NORM / norm.max(1e-12)).min(1.0);
@@ -264,11 +224,7 @@ impl Weights {
             weight.square = weight.square.clone() * BETAS.1 + gradient.powi_scalar(2) * (1.0 - BETAS.1);
             let mean = weight.mean.clone() / (1.0 - BETAS.0.powi(t));
             let deviation = (weight.square.clone() / (1.0 - BETAS.1.powi(t))).sqrt() + 1e-8;
-            let decay = if weight.shape.len() > 1 {
-                1.0 - rate * WEIGHT_DECAY
-            } else {
-                1.0
-            };
+            let decay = if weight.shape.len() > 1 { 1.0 - rate * WEIGHT_DECAY } else { 1.0 };
             weight.value = weight.value.clone() * decay - mean / deviation * rate;
         }
         Ok(value)
@@ -290,16 +246,9 @@ impl Weights {
     fn to_safetensors(&self) -> Result<Vec<u8>> {
         let mut tensors = Vec::with_capacity(self.all.len());
         for weight in &self.all {
-            let values = weight
-                .value
-                .clone()
-                .try_into_data()?
-                .try_to_vec::<f32>()
-                .map_err(|e| format!("{e:?}"))?;
-            let bytes: Vec<u8> = values
-                .into_iter()
-                .flat_map(|v| f16::from_f32(v).to_le_bytes())
-                .collect();
+            let values =
+                weight.value.clone().try_into_data()?.try_to_vec::<f32>().map_err(|e| format!("{e:?}"))?;
+            let bytes: Vec<u8> = values.into_iter().flat_map(|v| f16::from_f32(v).to_le_bytes()).collect();
             tensors.push((weight.name.as_str(), weight.shape.clone(), bytes));
         }
         let views: Vec<(&str, TensorView)> = tensors
@@ -316,24 +265,18 @@ fn decoder<'a>(
     values: impl Iterator<Item = (&'a Weight, &'a Tensor<1>)>,
     device: &Device,
 ) -> Result<Decoder> {
-    let values: HashMap<&str, &Tensor<1>> = values
-        .map(|(weight, value)| (weight.name.as_str(), value))
-        .collect();
-    Ok(Decoder::from_tensors(
-        architecture,
-        FAMILIES[0].names,
-        device,
-        &mut |name, _| Ok(values[name].clone()),
-    )?)
+    let values: HashMap<&str, &Tensor<1>> =
+        values.map(|(weight, value)| (weight.name.as_str(), value)).collect();
+    Ok(Decoder::from_tensors(architecture, FAMILIES[0].names, device, &mut |name, _| {
+        Ok(values[name].clone())
+    })?)
 }
 
 /// Mean cross-entropy over windows of `length` tokens: BOS and all but the last go in, all are scored.
 fn cross_entropy(decoder: &mut Decoder, batch: &[u32], length: usize, device: &Device) -> Tensor<1> {
     let windows = batch.len() / length;
-    let inputs: Vec<Vec<u32>> = batch
-        .chunks_exact(length)
-        .map(|window| [&[BOS], &window[..length - 1]].concat())
-        .collect();
+    let inputs: Vec<Vec<u32>> =
+        batch.chunks_exact(length).map(|window| [&[BOS], &window[..length - 1]].concat()).collect();
     let targets = token_tensor(&[batch], device).reshape([windows * length, 1]);
     let hidden = decoder.hidden(token_tensor(&inputs, device), &mut Off);
     let logits = decoder.logits(hidden, &mut Off);
@@ -354,9 +297,6 @@ fn rate(step: usize, steps: usize) -> f64 {
 /// A standard normal number, by Box and Muller.
 fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let mut uniform = || (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0;
-    let (radius, angle) = (
-        (-2.0 * uniform().ln()).sqrt(),
-        2.0 * std::f64::consts::PI * uniform(),
-    );
+    let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), 2.0 * std::f64::consts::PI * uniform());
     radius * angle.cos()
 }

@@ -130,12 +130,7 @@ impl Rope {
                 match self.scaling {
                     RopeScaling::Plain => f,
                     RopeScaling::Linear { factor } => f / factor,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low,
-                        high,
-                        original_context,
-                    } => {
+                    RopeScaling::Llama3 { factor, low, high, original_context } => {
                         let wavelength = 2.0 * std::f64::consts::PI / f;
                         let context = original_context as f64;
                         if wavelength < context / high {

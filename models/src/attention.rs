@@ -26,12 +26,7 @@ impl RopeTable {
     pub fn new(rope: &Rope, head_dim: usize, device: &Device) -> Self {
         let frequencies = rope.frequencies(head_dim);
         let (cos, sin) = tables(&frequencies, 1, device);
-        Self {
-            frequencies,
-            device: device.clone(),
-            cos,
-            sin,
-        }
+        Self { frequencies, device: device.clone(), cos, sin }
     }
 
     /// Makes the table hold at least `length` positions.
@@ -44,10 +39,7 @@ impl RopeTable {
     /// Cosines and sines of positions `start..start + length`, each `[length, head_dim / 2]`.
     pub fn positions(&self, start: usize, length: usize) -> (Tensor<2>, Tensor<2>) {
         let range = start..start + length;
-        (
-            self.cos.clone().slice([range.clone()]),
-            self.sin.clone().slice([range]),
-        )
+        (self.cos.clone().slice([range.clone()]), self.sin.clone().slice([range]))
     }
 }
 
@@ -78,10 +70,7 @@ pub fn forward(
     let [sequences, tokens, _] = q.dims();
     let (cos, sin) = rope.positions(0, tokens);
     let k = tap.tensor(Site::block(layer, Port::KPre), split(k, shape.kv_heads));
-    let q = tap.tensor(
-        Site::block(layer, Port::Q),
-        kernel::rotate(split(q, shape.heads), &cos, &sin),
-    );
+    let q = tap.tensor(Site::block(layer, Port::Q), kernel::rotate(split(q, shape.heads), &cos, &sin));
     let k = tap.tensor(Site::block(layer, Port::K), kernel::rotate(k, &cos, &sin));
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
@@ -89,20 +78,9 @@ pub fn forward(
         return attend_on_host(q, k, v);
     }
     let queries_per_key = shape.heads / shape.kv_heads;
-    let options = AttentionModuleOptions {
-        is_causal: true,
-        ..Default::default()
-    };
-    let y = attention(
-        q,
-        repeat(k, queries_per_key),
-        repeat(v, queries_per_key),
-        None,
-        None,
-        options,
-    );
-    y.swap_dims(1, 2)
-        .reshape([sequences, tokens, shape.heads * shape.head_dim])
+    let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+    let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), None, None, options);
+    y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
 }
 
 /// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.
@@ -125,9 +103,7 @@ fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
         let rows = end - start;
         // The query heads that read one key head stand below each other: one product for all of them.
         let queries =
-            q.clone()
-                .narrow(3, start, rows)
-                .reshape([sequences, kv_heads, shared * rows, head_dim]);
+            q.clone().narrow(3, start, rows).reshape([sequences, kv_heads, shared * rows, head_dim]);
         let keys = k.clone().narrow(2, 0, end).swap_dims(2, 3);
         let scores = kernel::change_in_place(queries.matmul(keys), |values| {
             values.par_chunks_mut(rows * end).for_each(|head| {
@@ -139,11 +115,7 @@ fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
             });
         });
         let attended = scores.matmul(v.clone().narrow(2, 0, end));
-        blocks.push(
-            attended
-                .reshape([sequences, heads, rows, head_dim])
-                .swap_dims(1, 2),
-        );
+        blocks.push(attended.reshape([sequences, heads, rows, head_dim]).swap_dims(1, 2));
     }
     Tensor::cat(blocks, 1).reshape([sequences, tokens, heads * head_dim])
 }
@@ -151,8 +123,7 @@ fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
 /// `[sequences, tokens, heads · head_dim]` to `[sequences, heads, tokens, head_dim]`.
 fn split(x: Tensor<3>, heads: usize) -> Tensor<4> {
     let [sequences, tokens, channels] = x.dims();
-    x.reshape([sequences, tokens, heads, channels / heads])
-        .swap_dims(1, 2)
+    x.reshape([sequences, tokens, heads, channels / heads]).swap_dims(1, 2)
 }
 
 /// Every key/value head stands `times` times in a row, once per query head that reads it.
@@ -161,7 +132,10 @@ fn repeat(x: Tensor<4>, times: usize) -> Tensor<4> {
         return x;
     }
     let [sequences, heads, tokens, head_dim] = x.dims();
-    x.unsqueeze_dim::<5>(2)
-        .expand([sequences, heads, times, tokens, head_dim])
-        .reshape([sequences, heads * times, tokens, head_dim])
+    x.unsqueeze_dim::<5>(2).expand([sequences, heads, times, tokens, head_dim]).reshape([
+        sequences,
+        heads * times,
+        tokens,
+        head_dim,
+    ])
 }

@@ -182,15 +182,9 @@ impl Checkpoint {
         let read = |file: &str| match fs::read(folder.join(file)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CheckpointError::Io {
-                path: folder.join(file),
-                source,
-            }),
+            Err(source) => Err(CheckpointError::Io { path: folder.join(file), source }),
         };
-        let missing = |file: &str| CheckpointError::MissingFile {
-            path: folder.into(),
-            file: file.into(),
-        };
+        let missing = |file: &str| CheckpointError::MissingFile { path: folder.into(), file: file.into() };
         let config = read("config.json")?.ok_or_else(|| missing("config.json"))?;
         let tokenizer = read("tokenizer.json")?.ok_or_else(|| missing("tokenizer.json"))?;
         let tokenizer_config = read("tokenizer_config.json")?;
@@ -204,22 +198,11 @@ impl Checkpoint {
             };
             // SAFETY: a file changed by someone else while it is mapped gives wrong numbers, which the content hash
             // taken from the same mapping shows; nothing of it is trusted as code or as a length.
-            let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io {
-                path: path.clone(),
-                source,
-            })?;
-            containers.push(Container {
-                path,
-                bytes: Bytes::Mapped(map),
-            });
+            let map = unsafe { Mmap::map(&file) }
+                .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+            containers.push(Container { path, bytes: Bytes::Mapped(map) });
         }
-        Self::assemble(
-            folder.into(),
-            &config,
-            &tokenizer,
-            tokenizer_config.as_deref(),
-            containers,
-        )
+        Self::assemble(folder.into(), &config, &tokenizer, tokenizer_config.as_deref(), containers)
     }
 
     /// A checkpoint that ships with the program, or `None` where none has this name.
@@ -229,10 +212,7 @@ impl Checkpoint {
     pub fn builtin(name: &str) -> Option<Result<Self, CheckpointError>> {
         let files = builtin::files(name)?;
         let path = PathBuf::from(name);
-        let container = Container {
-            path: path.join("model.safetensors"),
-            bytes: Bytes::Held(files.weights),
-        };
+        let container = Container { path: path.join("model.safetensors"), bytes: Bytes::Held(files.weights) };
         Some(Self::assemble(
             path,
             &files.config,
@@ -250,24 +230,16 @@ impl Checkpoint {
         containers: Vec<Container>,
     ) -> Result<Self, CheckpointError> {
         let config_path = path.join("config.json");
-        let config: Value = serde_json::from_slice(config).map_err(|source| CheckpointError::Json {
-            path: config_path.clone(),
-            source,
-        })?;
+        let config: Value = serde_json::from_slice(config)
+            .map_err(|source| CheckpointError::Json { path: config_path.clone(), source })?;
         let config = Config(config);
-        let in_config = |source| CheckpointError::Config {
-            path: config_path.clone(),
-            source,
-        };
+        let in_config = |source| CheckpointError::Config { path: config_path.clone(), source };
         let family = config.family().map_err(in_config)?;
         let architecture = (family.read)(&config).map_err(in_config)?;
 
         let mut tensors = BTreeMap::new();
         for (index, container) in containers.iter().enumerate() {
-            let corrupt = |reason: String| CheckpointError::Corrupt {
-                path: container.path.clone(),
-                reason,
-            };
+            let corrupt = |reason: String| CheckpointError::Corrupt { path: container.path.clone(), reason };
             let bytes = container.bytes.as_slice();
             let (header, _) = SafeTensors::read_metadata(bytes).map_err(|e| corrupt(e.to_string()))?;
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| corrupt(e.to_string()))?;
@@ -287,20 +259,10 @@ impl Checkpoint {
         }
 
         let tokenizer_path = path.join("tokenizer.json");
-        let in_tokenizer = |source| CheckpointError::Tokenizer {
-            path: tokenizer_path.clone(),
-            source,
-        };
+        let in_tokenizer = |source| CheckpointError::Tokenizer { path: tokenizer_path.clone(), source };
         let tokenizer = Tokenizer::new(tokenizer, tokenizer_config, &config.0).map_err(in_tokenizer)?;
         tokenizer.fits(architecture.vocabulary).map_err(in_tokenizer)?;
-        Ok(Self {
-            path,
-            family,
-            architecture,
-            containers,
-            tensors,
-            tokenizer,
-        })
+        Ok(Self { path, family, architecture, containers, tensors, tokenizer })
     }
 
     /// What kind of decoder it is.
@@ -345,31 +307,19 @@ impl Checkpoint {
     /// Missing, surplus, misshapen, non-float or non-finite tensors.
     pub fn load(&self, device: &Device) -> Result<Decoder, CheckpointError> {
         let mut read = std::collections::BTreeSet::new();
-        let decoder = Decoder::from_tensors(
-            &self.architecture,
-            self.family.names,
-            device,
-            &mut |name, shape| {
+        let decoder =
+            Decoder::from_tensors(&self.architecture, self.family.names, device, &mut |name, shape| {
                 read.insert(name.to_string());
                 let values = self.values(name, shape)?;
                 let length = values.len();
                 Ok(Tensor::from_data(TensorData::new(values, [length]), device))
-            },
-        )?;
+            })?;
         let head = format!("{}.weight", self.family.names.head);
         for name in self.tensors.keys() {
-            let ignored = self
-                .family
-                .names
-                .ignored
-                .iter()
-                .any(|ending| name.ends_with(ending));
+            let ignored = self.family.names.ignored.iter().any(|ending| name.ends_with(ending));
             // A tied checkpoint may carry the table twice.
             if !ignored && !read.contains(name) && *name != head {
-                return Err(CheckpointError::UnknownTensor {
-                    path: self.path.clone(),
-                    name: name.clone(),
-                });
+                return Err(CheckpointError::UnknownTensor { path: self.path.clone(), name: name.clone() });
             }
         }
         Ok(decoder)
@@ -383,10 +333,7 @@ impl Checkpoint {
         let entry = self
             .tensors
             .get(name)
-            .ok_or_else(|| CheckpointError::MissingTensor {
-                path: self.path.clone(),
-                name: name.into(),
-            })?;
+            .ok_or_else(|| CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() })?;
         if entry.shape != shape {
             return Err(CheckpointError::WrongShape {
                 path: self.path.clone(),
@@ -425,22 +372,14 @@ fn shards(folder: &Path, index: Option<Vec<u8>>) -> Result<Vec<String>, Checkpoi
         return Ok(vec![single.into()]);
     }
     let Some(index) = index else {
-        return Err(CheckpointError::MissingFile {
-            path: folder.into(),
-            file: single.into(),
-        });
+        return Err(CheckpointError::MissingFile { path: folder.into(), file: single.into() });
     };
     let path = folder.join("model.safetensors.index.json");
-    let index: Value = serde_json::from_slice(&index).map_err(|source| CheckpointError::Json {
-        path: path.clone(),
-        source,
-    })?;
+    let index: Value = serde_json::from_slice(&index)
+        .map_err(|source| CheckpointError::Json { path: path.clone(), source })?;
     let map = index["weight_map"]
         .as_object()
-        .ok_or_else(|| CheckpointError::Corrupt {
-            path: path.clone(),
-            reason: "no `weight_map`".into(),
-        })?;
+        .ok_or_else(|| CheckpointError::Corrupt { path: path.clone(), reason: "no `weight_map`".into() })?;
     let mut names: Vec<String> = map.values().filter_map(Value::as_str).map(String::from).collect();
     names.sort();
     names.dedup();
@@ -451,11 +390,7 @@ fn shards(folder: &Path, index: Option<Vec<u8>>) -> Result<Vec<String>, Checkpoi
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     fn convert<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
         let (elements, _) = bytes.as_chunks::<N>();
-        elements
-            .par_iter()
-            .with_min_len(1 << 14)
-            .map(|&element| one(element))
-            .collect()
+        elements.par_iter().with_min_len(1 << 14).map(|&element| one(element)).collect()
     }
     match dtype {
         Dtype::F32 => Some(convert(bytes, f32::from_le_bytes)),

@@ -72,10 +72,7 @@ impl Decoder {
     ) -> Result<Self, CheckpointError> {
         let a = architecture;
         let (h, f) = (a.hidden, a.mlp.intermediate);
-        let (q, kv) = (
-            a.attention.heads * a.attention.head_dim,
-            a.attention.kv_heads * a.attention.head_dim,
-        );
+        let (q, kv) = (a.attention.heads * a.attention.head_dim, a.attention.kv_heads * a.attention.head_dim);
         let Norm::Rms { eps } = a.norm;
         let qkv_bias = a.attention.bias != AttentionBias::Absent;
         let o_bias = a.attention.bias == AttentionBias::All;
@@ -88,11 +85,7 @@ impl Decoder {
             let mut linear = |part: &str, out: usize, input: usize, bias: bool| {
                 let name = named(part);
                 let weight = weights(&format!("{name}.weight"), &[out, input])?.reshape([out, input]);
-                let bias = if bias {
-                    Some(weights(&format!("{name}.bias"), &[out])?)
-                } else {
-                    None
-                };
+                let bias = if bias { Some(weights(&format!("{name}.bias"), &[out])?) } else { None };
                 Ok::<_, CheckpointError>(Linear { name, weight, bias })
             };
             let qkv = Group {
@@ -102,18 +95,11 @@ impl Decoder {
                     linear(names.v, kv, h, qkv_bias)?,
                 ],
             };
-            let o = Group {
-                linears: vec![linear(names.o, h, q, o_bias)?],
-            };
+            let o = Group { linears: vec![linear(names.o, h, q, o_bias)?] };
             let gate_up = Group {
-                linears: vec![
-                    linear(names.gate, f, h, mlp_bias)?,
-                    linear(names.up, f, h, mlp_bias)?,
-                ],
+                linears: vec![linear(names.gate, f, h, mlp_bias)?, linear(names.up, f, h, mlp_bias)?],
             };
-            let down = Group {
-                linears: vec![linear(names.down, h, f, mlp_bias)?],
-            };
+            let down = Group { linears: vec![linear(names.down, h, f, mlp_bias)?] };
             let mut norm = |part: &str| {
                 Ok::<_, CheckpointError>(RmsNorm {
                     weight: weights(&format!("{}.weight", named(part)), &[h])?,
@@ -121,41 +107,19 @@ impl Decoder {
                 })
             };
             let (attn_norm, mlp_norm) = (norm(names.attn_norm)?, norm(names.mlp_norm)?);
-            blocks.push(Block {
-                attn_norm,
-                qkv,
-                o,
-                mlp_norm,
-                gate_up,
-                down,
-            });
+            blocks.push(Block { attn_norm, qkv, o, mlp_norm, gate_up, down });
         }
-        let final_norm = RmsNorm {
-            weight: weights(names.final_norm, &[h])?,
-            eps,
-        };
+        let final_norm = RmsNorm { weight: weights(names.final_norm, &[h])?, eps };
         let head_weight = match a.head {
             Head::Tied => embedding.clone(),
             Head::Untied => {
                 weights(&format!("{}.weight", names.head), &[a.vocabulary, h])?.reshape([a.vocabulary, h])
             }
         };
-        let head = Group {
-            linears: vec![Linear {
-                name: names.head.into(),
-                weight: head_weight,
-                bias: None,
-            }],
-        };
+        let head =
+            Group { linears: vec![Linear { name: names.head.into(), weight: head_weight, bias: None }] };
         let rope = attention::RopeTable::new(&a.rope, a.attention.head_dim, device);
-        Ok(Self {
-            architecture: a.clone(),
-            embedding,
-            blocks,
-            final_norm,
-            head,
-            rope,
-        })
+        Ok(Self { architecture: a.clone(), embedding, blocks, final_norm, head, rope })
     }
 
     /// The device that holds the weights.
@@ -172,10 +136,7 @@ impl Decoder {
         self.rope.reach(length);
         let flat = tokens.reshape([sequences * length]);
         let mut x =
-            self.embedding
-                .clone()
-                .select(0, flat)
-                .reshape([sequences, length, self.architecture.hidden]);
+            self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden]);
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.forward(layer, x, &self.architecture, &self.rope, tap);
         }
@@ -228,21 +189,15 @@ impl Block {
         tap: &mut dyn Tap,
     ) -> Tensor<3> {
         let a = &architecture.attention;
-        let outputs = tap.linears(
-            Site::block(layer, Port::AttnIn),
-            self.attn_norm.forward(x.clone()),
-            &self.qkv,
-        );
+        let outputs =
+            tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
         let [q, k, v] = three(outputs);
         let attended = attention::forward(layer, q, k, v, a, rope, tap);
         let o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
         let x = x + o;
 
-        let outputs = tap.linears(
-            Site::block(layer, Port::MlpIn),
-            self.mlp_norm.forward(x.clone()),
-            &self.gate_up,
-        );
+        let outputs =
+            tap.linears(Site::block(layer, Port::MlpIn), self.mlp_norm.forward(x.clone()), &self.gate_up);
         let [gate, up] = two(outputs);
         let gated = kernel::silu_times(gate, up);
         let down = one(tap.linears(Site::block(layer, Port::DownIn), gated, &self.down));
@@ -283,11 +238,7 @@ pub fn token_tensor(sequences: &[impl AsRef<[u32]>], device: &Device) -> Tensor<
     let length = sequences.first().map_or(0, |s| s.as_ref().len());
     let mut ids = Vec::with_capacity(sequences.len() * length);
     for sequence in sequences {
-        assert_eq!(
-            sequence.as_ref().len(),
-            length,
-            "sequences of one batch have one length"
-        );
+        assert_eq!(sequence.as_ref().len(), length, "sequences of one batch have one length");
         ids.extend(sequence.as_ref().iter().map(|&id| i64::from(id)));
     }
     Tensor::from_data(TensorData::new(ids, [sequences.len(), length]), device)

@@ -69,9 +69,7 @@ impl HubOptions {
         let token_file = match (variable("HF_TOKEN_PATH"), variable("HF_HOME")) {
             (Some(file), _) => PathBuf::from(file),
             (None, Some(home)) => Path::new(&home).join("token"),
-            (None, None) => std::env::home_dir()
-                .unwrap_or_default()
-                .join(".cache/huggingface/token"),
+            (None, None) => std::env::home_dir().unwrap_or_default().join(".cache/huggingface/token"),
         };
         let token = variable("HF_TOKEN")
             .or_else(|| std::fs::read_to_string(token_file).ok())
@@ -120,11 +118,7 @@ pub fn fetch(
             missing if missing.is_empty() => return Ok(folder),
             missing => missing,
         },
-        None => REQUIRED
-            .iter()
-            .map(|file| (*file).to_owned())
-            .chain([WEIGHTS.to_owned()])
-            .collect(),
+        None => REQUIRED.iter().map(|file| (*file).to_owned()).chain([WEIGHTS.to_owned()]).collect(),
     };
     if options.offline {
         return Err(source.offline(missing));
@@ -135,28 +129,12 @@ pub fn fetch(
     }
     let sharded = !commit.has(WEIGHTS);
     if sharded && !commit.has(WEIGHTS_INDEX) {
-        let weights = [
-            ".bin",
-            ".pt",
-            ".pth",
-            ".gguf",
-            ".ckpt",
-            ".h5",
-            ".msgpack",
-            ".safetensors",
-        ];
+        let weights = [".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".safetensors"];
         let found = commit.files(|name| weights.iter().any(|end| name.ends_with(end)));
-        return Err(HubError::NoSafetensors {
-            id: id.into(),
-            revision: revision.into(),
-            found,
-        });
+        return Err(HubError::NoSafetensors { id: id.into(), revision: revision.into(), found });
     }
     // Small files first: a snapshot whose weights are complete is complete.
-    for file in REQUIRED
-        .into_iter()
-        .chain(OPTIONAL.into_iter().filter(|file| commit.has(file)))
-    {
+    for file in REQUIRED.into_iter().chain(OPTIONAL.into_iter().filter(|file| commit.has(file))) {
         commit.download(file, progress)?;
     }
     if sharded {
@@ -183,10 +161,7 @@ pub fn fetch_dataset_file(
     progress: OnProgress<'_>,
 ) -> Result<PathBuf, HubError> {
     let source = Source::new(repo, revision, RepoType::Dataset, options)?;
-    if let Some(path) = source
-        .cached_snapshot()
-        .map(|folder| folder.join(file))
-        .filter(|path| path.exists())
+    if let Some(path) = source.cached_snapshot().map(|folder| folder.join(file)).filter(|path| path.exists())
     {
         return Ok(path);
     }
@@ -227,11 +202,7 @@ pub fn cached(options: &HubOptions) -> Vec<Cached> {
                 Some(Err(_)) => vec![WEIGHTS_INDEX.to_owned()],
                 None => vec!["everything".to_owned()],
             };
-            Some(Cached {
-                id,
-                revisions,
-                missing,
-            })
+            Some(Cached { id, revisions, missing })
         })
         .collect();
     models.sort_by(|a, b| a.id.cmp(&b.id));
@@ -244,9 +215,7 @@ fn is_commit(name: &str) -> bool {
 
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Whether the hub answers at all, within `timeout`; says why not.
@@ -258,19 +227,10 @@ pub fn reachable(options: &HubOptions, timeout: Duration) -> Result<(), String> 
     if options.offline {
         return Err("the network is forbidden (--offline or HF_HUB_OFFLINE)".to_owned());
     }
-    let source = Source::new(
-        "openai-community/gpt2",
-        DEFAULT_REVISION,
-        RepoType::Model,
-        options,
-    )
-    .map_err(|e| e.to_string())?;
+    let source = Source::new("openai-community/gpt2", DEFAULT_REVISION, RepoType::Model, options)
+        .map_err(|e| e.to_string())?;
     let api = source.api().map_err(|error| error.to_string())?;
-    let asked = api
-        .repo(source.repo(DEFAULT_REVISION))
-        .info_request()
-        .timeout(timeout)
-        .call();
+    let asked = api.repo(source.repo(DEFAULT_REVISION)).info_request().timeout(timeout).call();
     match asked.map_err(|error| Trouble::from(ApiError::RequestError(Box::new(error)))) {
         // A refusal is an answer.
         Ok(_) | Err(Trouble::Http { .. }) => Ok(()),
@@ -288,10 +248,7 @@ pub fn shards(index: &Path) -> Result<Vec<String>, HubError> {
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
     }
-    let bad = |reason: String| HubError::BadIndex {
-        path: index.to_owned(),
-        reason,
-    };
+    let bad = |reason: String| HubError::BadIndex { path: index.to_owned(), reason };
     let text = std::fs::read_to_string(index).map_err(|error| bad(error.to_string()))?;
     let parsed: Index = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
     let names: std::collections::BTreeSet<String> = parsed.weight_map.into_values().collect();
@@ -307,9 +264,7 @@ pub fn shards(index: &Path) -> Result<Vec<String>, HubError> {
 /// Whether a file name from elsewhere stays below the folder it is joined to.
 fn is_inside(name: &str) -> bool {
     !name.is_empty()
-        && Path::new(name)
-            .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)))
+        && Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)))
 }
 
 /// What a snapshot folder lacks to be a runnable model.
@@ -342,9 +297,7 @@ impl<'a> Source<'a> {
         let word = |part: &str| {
             !part.is_empty()
                 && !part.starts_with('.')
-                && part
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
         };
         // A few old models have no owner (`gpt2`).
         if !(id.split('/').count() <= 2 && id.split('/').all(word)) {
@@ -352,18 +305,9 @@ impl<'a> Source<'a> {
         }
         if !is_inside(revision) {
             let page = page(id, kind, options);
-            return Err(HubError::UnknownRevision {
-                id: id.to_owned(),
-                revision: revision.to_owned(),
-                page,
-            });
+            return Err(HubError::UnknownRevision { id: id.to_owned(), revision: revision.to_owned(), page });
         }
-        Ok(Self {
-            id,
-            revision,
-            kind,
-            options,
-        })
+        Ok(Self { id, revision, kind, options })
     }
 
     fn repo(&self, revision: &str) -> Repo {
@@ -413,87 +357,50 @@ impl<'a> Source<'a> {
             .query("blobs", "true")
             .call()
             .map_err(|error| self.explain(ApiError::RequestError(Box::new(error)).into(), None))?;
-        let text = response
-            .into_string()
-            .map_err(|error| self.unreachable(error.to_string()))?;
+        let text = response.into_string().map_err(|error| self.unreachable(error.to_string()))?;
         let info: Info = serde_json::from_str(&text).map_err(|error| {
             self.unreachable(format!("its answer is no repository description ({error})"))
         })?;
         if !is_inside(&info.sha) {
             return Err(self.unreachable(format!("it names the commit `{}`", info.sha)));
         }
-        Ok(Commit {
-            repo: api.repo(self.repo(&info.sha)),
-            source: self,
-            info,
-        })
+        Ok(Commit { repo: api.repo(self.repo(&info.sha)), source: self, info })
     }
 
     fn unreachable(&self, reason: String) -> HubError {
-        HubError::Unreachable {
-            id: self.id.to_owned(),
-            endpoint: self.options.endpoint.clone(),
-            reason,
-        }
+        HubError::Unreachable { id: self.id.to_owned(), endpoint: self.options.endpoint.clone(), reason }
     }
 
     /// Puts a failure into words; `file` is the file it was about, if about one.
     fn explain(&self, trouble: Trouble, file: Option<&str>) -> HubError {
         let (id, page) = (self.id.to_owned(), page(self.id, self.kind, self.options));
         let (status, code, reason, words) = match trouble {
-            Trouble::Http {
-                status,
-                code,
-                reason,
-                words,
-            } => (status, code, reason, words),
+            Trouble::Http { status, code, reason, words } => (status, code, reason, words),
             Trouble::Io(source) => {
-                return HubError::Cache {
-                    path: self.options.cache.clone(),
-                    source,
-                };
+                return HubError::Cache { path: self.options.cache.clone(), source };
             }
             Trouble::Locked(lock) => {
-                return HubError::Busy {
-                    id,
-                    file: file.unwrap_or_default().to_owned(),
-                    lock,
-                };
+                return HubError::Busy { id, file: file.unwrap_or_default().to_owned(), lock };
             }
             Trouble::Other(words) => return self.unreachable(words),
         };
         let revision = self.revision.to_owned();
         match (status, code.as_str()) {
-            (_, "GatedRepo") | (403, _) => HubError::Gated {
-                id,
-                status,
-                reason,
-                page,
-                token_given: self.options.token.is_some(),
-            },
+            (_, "GatedRepo") | (403, _) => {
+                HubError::Gated { id, status, reason, page, token_given: self.options.token.is_some() }
+            }
             (_, "RevisionNotFound") => HubError::UnknownRevision { id, revision, page },
             (_, "EntryNotFound") => {
                 let file = file.unwrap_or("that file").to_owned();
-                HubError::MissingFile {
-                    id,
-                    revision,
-                    file,
-                    found: Vec::new(),
-                }
+                HubError::MissingFile { id, revision, file, found: Vec::new() }
             }
             // Without a token the hub answers 401, not 404, for what does not exist.
-            (404, _) | (401, "RepoNotFound") => HubError::UnknownId {
-                id,
-                status,
-                endpoint: self.options.endpoint.clone(),
-            },
-            (401, _) => HubError::Gated {
-                id,
-                status,
-                reason,
-                page,
-                token_given: self.options.token.is_some(),
-            },
+            (404, _) | (401, "RepoNotFound") => {
+                HubError::UnknownId { id, status, endpoint: self.options.endpoint.clone() }
+            }
+            (401, _) => {
+                HubError::Gated { id, status, reason, page, token_given: self.options.token.is_some() }
+            }
             _ => self.unreachable(words),
         }
     }

@@ -43,15 +43,14 @@ pub fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f64) -> Tensor<3> {
     let data = x.try_into_data().expect("a host tensor can be read");
     let values = data.as_slice::<f32>().expect("activations are f32");
     let mut out = vec![0.0f32; values.len()];
-    out.par_chunks_mut(hidden)
-        .zip(values.par_chunks(hidden))
-        .with_min_len(GRAIN / hidden + 1)
-        .for_each(|(out, row)| {
+    out.par_chunks_mut(hidden).zip(values.par_chunks(hidden)).with_min_len(GRAIN / hidden + 1).for_each(
+        |(out, row)| {
             let scale = 1.0 / (simd::sum_of_squares(row) / hidden as f32 + eps as f32).sqrt();
             for ((o, &x), &w) in out.iter_mut().zip(row).zip(weight) {
                 *o = x * scale * w;
             }
-        });
+        },
+    );
     Tensor::from_data(TensorData::new(out, [sequences, tokens, hidden]), &device)
 }
 
@@ -89,13 +88,7 @@ pub fn rotate(x: Tensor<4>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<4> {
         let sin = sin.clone().reshape([1, 1, tokens, half]);
         let a = x.clone().narrow(3, 0, half);
         let b = x.narrow(3, half, half);
-        return Tensor::cat(
-            vec![
-                a.clone() * cos.clone() - b.clone() * sin.clone(),
-                b * cos + a * sin,
-            ],
-            3,
-        );
+        return Tensor::cat(vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin], 3);
     }
     let (cos, sin) = (cos.to_data(), sin.to_data());
     let cos = cos.as_slice::<f32>().expect("angles are f32");

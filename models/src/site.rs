@@ -68,10 +68,7 @@ impl Port {
 
     /// Whether linear layers read this port.
     pub fn has_linears(self) -> bool {
-        matches!(
-            self,
-            Port::AttnIn | Port::OIn | Port::MlpIn | Port::DownIn | Port::HeadIn
-        )
+        matches!(self, Port::AttnIn | Port::OIn | Port::MlpIn | Port::DownIn | Port::HeadIn)
     }
 }
 
@@ -87,17 +84,11 @@ pub struct Site {
 impl Site {
     /// A place of block `layer`.
     pub fn block(layer: usize, port: Port) -> Self {
-        Self {
-            layer: Some(layer),
-            port,
-        }
+        Self { layer: Some(layer), port }
     }
 
     /// Input of the output head.
-    pub const HEAD: Site = Site {
-        layer: None,
-        port: Port::HeadIn,
-    };
+    pub const HEAD: Site = Site { layer: None, port: Port::HeadIn };
 }
 
 impl fmt::Display for Site {

@@ -52,9 +52,7 @@ impl Tokenizer {
     ) -> Result<Self, TokenizerError> {
         let mut inner =
             Inner::from_bytes(tokenizer).map_err(|e| TokenizerError::Unreadable(e.to_string()))?;
-        inner
-            .with_truncation(None)
-            .map_err(|e| TokenizerError::Unreadable(e.to_string()))?;
+        inner.with_truncation(None).map_err(|e| TokenizerError::Unreadable(e.to_string()))?;
         inner.with_padding(None);
         let named: Value = match tokenizer_config {
             Some(bytes) => serde_json::from_slice(bytes).map_err(TokenizerError::Config)?,
@@ -69,21 +67,13 @@ impl Tokenizer {
             token.and_then(|token| inner.token_to_id(token)).or(id)
         };
         let (bos, eos) = (special("bos"), special("eos"));
-        let probe = inner
-            .encode_fast("a", true)
-            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        let probe = inner.encode_fast("a", true).map_err(|e| TokenizerError::Encode(e.to_string()))?;
         let adds_bos = bos.is_some() && probe.get_ids().first().copied() == bos;
         let mut hasher = blake3::Hasher::new();
         hasher.update(tokenizer);
         hasher.update(format!("\0bos={bos:?} eos={eos:?} adds_bos={adds_bos}").as_bytes());
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self {
-            inner,
-            bos,
-            eos,
-            adds_bos,
-            hash,
-        })
+        Ok(Self { inner, bos, eos, adds_bos, hash })
     }
 
     /// Checks that every id has a row in an embedding table of `vocabulary` rows.
@@ -112,10 +102,8 @@ impl Tokenizer {
     }
 
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, special)
-            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        let encoding =
+            self.inner.encode_fast(text, special).map_err(|e| TokenizerError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -124,9 +112,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails on them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, false)
-            .map_err(|e| TokenizerError::Decode(e.to_string()))
+        self.inner.decode(ids, false).map_err(|e| TokenizerError::Decode(e.to_string()))
     }
 
     /// Beginning of sequence.

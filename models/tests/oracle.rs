@@ -14,9 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 const TOLERANCE: f32 = 1e-4;
 
 fn oracle_folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/oracle")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(name)
 }
 
 /// A copy of an oracle's folder with a tokenizer, which a checkpoint folder must have and an oracle does not need.
@@ -63,11 +61,7 @@ fn oracle(name: &str) -> Oracle {
 
 fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");
-    let worst = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0f32, f32::max);
+    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
     let spread = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     assert!(spread > 1e-2, "{what}: an oracle of zeros shows nothing");
     assert!(worst <= TOLERANCE, "{what}: differs by {worst:e}");
@@ -80,8 +74,7 @@ struct Keep(BTreeMap<String, Vec<f32>>);
 impl Keep {
     fn keep<const D: usize>(&mut self, site: Site, x: &Tensor<D>) {
         if site.layer == Some(0) {
-            self.0
-                .insert(site.to_string(), x.to_data().to_vec::<f32>().unwrap());
+            self.0.insert(site.to_string(), x.to_data().to_vec::<f32>().unwrap());
         }
     }
 }
@@ -121,11 +114,7 @@ fn logits_and_intermediates_agree_with_transformers() {
             (Port::DownIn, "layers.0.down_in"),
         ] {
             let (_, expected) = &oracle.tensors[key];
-            assert_close(
-                &format!("{name} {key}"),
-                &keep.0[&Site::block(0, port).to_string()],
-                expected,
-            );
+            assert_close(&format!("{name} {key}"), &keep.0[&Site::block(0, port).to_string()], expected);
         }
         assert_close(&format!("{name} logits"), &found, &oracle.tensors["logits"].1);
     }
@@ -140,18 +129,10 @@ fn other_layouts_of_the_same_weights_load() {
     for name in ["llama2-bf16", "llama2-f16"] {
         let oracle = oracle(name);
         let folder = checkpoint_folder(name);
-        assert_close(
-            name,
-            &logits(folder.path(), &oracle.tokens, &mut Off),
-            &oracle.tensors["logits"].1,
-        );
+        assert_close(name, &logits(folder.path(), &oracle.tokens, &mut Off), &oracle.tensors["logits"].1);
     }
     let newer = checkpoint_folder("llama3");
-    fs::rename(
-        newer.path().join("config.rope_parameters.json"),
-        newer.path().join("config.json"),
-    )
-    .unwrap();
+    fs::rename(newer.path().join("config.rope_parameters.json"), newer.path().join("config.json")).unwrap();
     let oracle = oracle("llama3");
     assert_close(
         "rope_parameters",
@@ -165,11 +146,8 @@ fn a_batch_gives_what_its_sequences_give_alone() {
     let oracle = oracle("smollm2");
     let folder = checkpoint_folder("smollm2");
     let together = logits(folder.path(), &oracle.tokens, &mut Off);
-    let alone: Vec<f32> = oracle
-        .tokens
-        .iter()
-        .flat_map(|s| logits(folder.path(), std::slice::from_ref(s), &mut Off))
-        .collect();
+    let alone: Vec<f32> =
+        oracle.tokens.iter().flat_map(|s| logits(folder.path(), std::slice::from_ref(s), &mut Off)).collect();
     assert_close("batch", &together, &alone);
 }
 
@@ -218,10 +196,7 @@ fn damaged_checkpoints_are_refused_by_name() {
         let bytes = fs::read(f.join(weights)).unwrap();
         fs::write(f.join(weights), &bytes[..bytes.len() / 2]).unwrap();
     });
-    assert!(
-        cut.contains("truncated or corrupt safetensors file") && cut.contains(weights),
-        "{cut}"
-    );
+    assert!(cut.contains("truncated or corrupt safetensors file") && cut.contains(weights), "{cut}");
     let noise = open(&|f| fs::write(f.join(weights), b"not a container").unwrap());
     assert!(noise.contains("truncated or corrupt"), "{noise}");
     let nan = open(&|f| {
@@ -241,36 +216,21 @@ fn damaged_checkpoints_are_refused_by_name() {
         }
     };
     let shape = open(&edit("intermediate_size", "7"));
-    assert!(
-        shape.contains("gate_proj.weight") && shape.contains("has shape"),
-        "{shape}"
-    );
+    assert!(shape.contains("gate_proj.weight") && shape.contains("has shape"), "{shape}");
     let vocabulary = open(&edit("vocab_size", "1"));
-    assert!(
-        vocabulary.contains("vocab_size") && vocabulary.contains("tokenizer.json"),
-        "{vocabulary}"
-    );
+    assert!(vocabulary.contains("vocab_size") && vocabulary.contains("tokenizer.json"), "{vocabulary}");
     let architecture = open(&edit("architectures", r#"["OddForCausalLM"]"#));
-    assert!(
-        architecture.contains("unsupported architecture `OddForCausalLM`"),
-        "{architecture}"
-    );
+    assert!(architecture.contains("unsupported architecture `OddForCausalLM`"), "{architecture}");
     let bias = open(&edit("num_hidden_layers", "1"));
     assert!(bias.contains("belongs to no part"), "{bias}");
     let deeper = open(&edit("num_hidden_layers", "9"));
-    assert!(
-        deeper.contains("layers.2.self_attn.q_proj.weight") && deeper.contains("missing"),
-        "{deeper}"
-    );
+    assert!(deeper.contains("layers.2.self_attn.q_proj.weight") && deeper.contains("missing"), "{deeper}");
     let tokenizer = open(&|f| fs::remove_file(f.join("tokenizer.json")).unwrap());
     assert!(tokenizer.contains("tokenizer.json is missing"), "{tokenizer}");
     let broken = open(&|f| fs::write(f.join("tokenizer.json"), "{}").unwrap());
     assert!(broken.contains("not a tokenizer"), "{broken}");
     let config = open(&|f| fs::write(f.join("config.json"), "{").unwrap());
-    assert!(
-        config.contains("config.json") && config.contains("not valid JSON"),
-        "{config}"
-    );
+    assert!(config.contains("config.json") && config.contains("not valid JSON"), "{config}");
 }
 
 #[test]
@@ -285,9 +245,5 @@ fn the_content_hash_sees_values_and_not_paths() {
     fs::write(&path, bytes).unwrap();
     assert_ne!(hash(a.path()), hash(b.path()));
     let sharded = checkpoint_folder("llama2-sharded");
-    assert_eq!(
-        hash(a.path()),
-        hash(sharded.path()),
-        "the same tensors in two files are the same weights"
-    );
+    assert_eq!(hash(a.path()), hash(sharded.path()), "the same tensors in two files are the same weights");
 }

@@ -38,18 +38,9 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome, CliError> {
     let name = args.name.as_str();
     let grids = || (name == CONVENTIONS).then(|| page(include_str!("../quantize/grid.rs")));
     let Some(page) = Step::page(name).or_else(|| metric_page(name)).or_else(grids) else {
-        let names: Vec<_> = NAMES
-            .iter()
-            .chain(METRICS)
-            .copied()
-            .chain([CONVENTIONS])
-            .collect();
+        let names: Vec<_> = NAMES.iter().chain(METRICS).copied().chain([CONVENTIONS]).collect();
         let hint = hint(name, names.iter().copied());
-        return Err(CliError::Unknown {
-            name: name.to_string(),
-            hint,
-            names: names.join(", "),
-        });
+        return Err(CliError::Unknown { name: name.to_string(), hint, names: names.join(", ") });
     };
     print(&format!("{}\n", page.trim_end()))?;
     Ok(Outcome::Complete)

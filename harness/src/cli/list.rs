@@ -56,58 +56,36 @@ pub fn run(args: &ListArgs) -> Result<Outcome, CliError> {
 
 fn rows(what: Registry) -> Vec<Vec<String>> {
     match what {
-        Registry::Steps => NAMES
-            .iter()
-            .map(|name| vec![name.to_string(), about(Step::page(name))])
-            .collect(),
-        Registry::Metrics => METRICS
-            .iter()
-            .map(|name| vec![name.to_string(), about(metric_page(name))])
-            .collect(),
+        Registry::Steps => NAMES.iter().map(|name| vec![name.to_string(), about(Step::page(name))]).collect(),
+        Registry::Metrics => {
+            METRICS.iter().map(|name| vec![name.to_string(), about(metric_page(name))]).collect()
+        }
         Registry::Conventions => CONVENTIONS
             .iter()
             .map(|c| {
                 vec![
                     c.name().to_string(),
-                    if c.is_symmetric() {
-                        "symmetric"
-                    } else {
-                        "asymmetric"
-                    }
-                    .to_string(),
+                    if c.is_symmetric() { "symmetric" } else { "asymmetric" }.to_string(),
                 ]
             })
             .collect(),
         Registry::Sites => {
             let about = |port: &Port| {
-                if port.has_linears() {
-                    "read by linear layers"
-                } else {
-                    "a tensor of attention"
-                }
+                if port.has_linears() { "read by linear layers" } else { "a tensor of attention" }
             };
-            Port::ALL
-                .iter()
-                .map(|port| vec![port.as_str().to_string(), about(port).to_string()])
-                .collect()
+            Port::ALL.iter().map(|port| vec![port.as_str().to_string(), about(port).to_string()]).collect()
         }
         Registry::Models => BUILTIN_MODELS.iter().map(|name| vec![name.to_string()]).collect(),
         Registry::Corpora => {
-            let named = CORPORA
-                .iter()
-                .map(|corpus| vec![corpus.name.to_string(), corpus.summary.to_string()]);
-            let parallel = |language| {
-                vec![
-                    format!("udhr/{language}"),
-                    "the Declaration of Human Rights".to_string(),
-                ]
-            };
+            let named =
+                CORPORA.iter().map(|corpus| vec![corpus.name.to_string(), corpus.summary.to_string()]);
+            let parallel =
+                |language| vec![format!("udhr/{language}"), "the Declaration of Human Rights".to_string()];
             named.chain(UDHR_LANGUAGES.iter().map(parallel)).collect()
         }
-        Registry::Keys => experiment::keys()
-            .into_iter()
-            .map(|(block, keys)| vec![block, keys.join(", ")])
-            .collect(),
+        Registry::Keys => {
+            experiment::keys().into_iter().map(|(block, keys)| vec![block, keys.join(", ")]).collect()
+        }
     }
 }
 
@@ -115,8 +93,5 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
 fn about(page: Option<String>) -> String {
     let page = page.unwrap_or_default();
     let first = page.lines().next().unwrap_or_default();
-    first
-        .split_once(": ")
-        .map_or(first, |(_, about)| about)
-        .to_string()
+    first.split_once(": ").map_or(first, |(_, about)| about).to_string()
 }

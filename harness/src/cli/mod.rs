@@ -59,10 +59,7 @@ pub struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-#[allow(
-    missing_docs,
-    reason = "the help of a verb is the documentation of its arguments, in its own file"
-)]
+#[allow(missing_docs, reason = "the help of a verb is the documentation of its arguments, in its own file")]
 pub enum Verb {
     Sweep(sweep::SweepArgs),
     Plan(plan::PlanArgs),
@@ -186,15 +183,9 @@ pub fn say(text: &str) {
 /// Rows as columns of text, two spaces between them, nothing trailing.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or(0)
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: Vec<_> = (0..rows.iter().map(Vec::len).max().unwrap_or(0))
-        .map(width)
-        .collect();
+    let widths: Vec<_> = (0..rows.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
@@ -224,16 +215,8 @@ mod tests {
         let mut seen = Vec::new();
         for verb in command.get_subcommands() {
             let about = verb.get_long_about().map(ToString::to_string).unwrap_or_default();
-            assert!(
-                about.contains("\n\n"),
-                "{} has no long help: {about:?}",
-                verb.get_name()
-            );
-            assert!(
-                !seen.contains(&about),
-                "{} has another verb's help",
-                verb.get_name()
-            );
+            assert!(about.contains("\n\n"), "{} has no long help: {about:?}", verb.get_name());
+            assert!(!seen.contains(&about), "{} has another verb's help", verb.get_name());
             seen.push(about);
         }
     }
@@ -242,9 +225,7 @@ mod tests {
     fn the_same_flags_stand_on_every_verb() {
         let command = Cli::command();
         let flags = |verb: &clap::Command| -> Vec<String> {
-            verb.get_arguments()
-                .filter_map(|arg| arg.get_long().map(String::from))
-                .collect()
+            verb.get_arguments().filter_map(|arg| arg.get_long().map(String::from)).collect()
         };
         let shared = flags(command.find_subcommand("plan").expect("a verb"));
         assert!(shared.contains(&"keep-models".to_string()) && shared.contains(&"offline".to_string()));

@@ -15,82 +15,42 @@ pub struct Options {
     /// Keep only the models that this glob matches. May be given several times.
     ///
     /// Use it to run one model of a large experiment: -m 'builtin/*'. `*` stands for any characters, `?` for one.
-    #[arg(
-        short = 'm',
-        long = "keep-models",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'm', long = "keep-models", value_name = "GLOB", help_heading = "Filters")]
     pub keep_models: Vec<String>,
 
     /// Drop the models that this glob matches.
     ///
     /// Use it to leave out what does not fit this machine: -M 'meta-llama/*'.
-    #[arg(
-        short = 'M',
-        long = "drop-models",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'M', long = "drop-models", value_name = "GLOB", help_heading = "Filters")]
     pub drop_models: Vec<String>,
 
     /// Keep only the recipes that this glob matches; the original stays beside them.
     ///
     /// Use it while writing a recipe: -r my-recipe. The original is kept, because a quantized value means little
     /// without it; -R original drops it.
-    #[arg(
-        short = 'r',
-        long = "keep-recipes",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'r', long = "keep-recipes", value_name = "GLOB", help_heading = "Filters")]
     pub keep_recipes: Vec<String>,
 
     /// Drop the recipes that this glob matches; only -R original drops the original.
-    #[arg(
-        short = 'R',
-        long = "drop-recipes",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'R', long = "drop-recipes", value_name = "GLOB", help_heading = "Filters")]
     pub drop_recipes: Vec<String>,
 
     /// Keep only the calibration sets that this glob matches; cells that need none stay.
-    #[arg(
-        short = 'c',
-        long = "keep-calibrations",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'c', long = "keep-calibrations", value_name = "GLOB", help_heading = "Filters")]
     pub keep_calibrations: Vec<String>,
 
     /// Drop the calibration sets that this glob matches.
-    #[arg(
-        short = 'C',
-        long = "drop-calibrations",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'C', long = "drop-calibrations", value_name = "GLOB", help_heading = "Filters")]
     pub drop_calibrations: Vec<String>,
 
     /// Keep only the metrics and tasks that this glob matches, by name or by full id.
     ///
     /// Use it to add one evaluation now and the slow ones tonight: -t perplexity, or -t 'perplexity/gptq/wikitext2*'.
-    #[arg(
-        short = 't',
-        long = "keep-tasks",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 't', long = "keep-tasks", value_name = "GLOB", help_heading = "Filters")]
     pub keep_tasks: Vec<String>,
 
     /// Drop the metrics and tasks that this glob matches, by name or by full id.
-    #[arg(
-        short = 'T',
-        long = "drop-tasks",
-        value_name = "GLOB",
-        help_heading = "Filters"
-    )]
+    #[arg(short = 'T', long = "drop-tasks", value_name = "GLOB", help_heading = "Filters")]
     pub drop_tasks: Vec<String>,
 
     /// Where to compute: auto, cpu, cuda[:n], vulkan[:software] or metal.
@@ -135,10 +95,7 @@ pub struct Options {
 impl Options {
     /// The filters.
     pub fn selection(&self) -> Selection {
-        let globs = |keep: &[String], drop: &[String]| Globs {
-            keep: keep.to_vec(),
-            drop: drop.to_vec(),
-        };
+        let globs = |keep: &[String], drop: &[String]| Globs { keep: keep.to_vec(), drop: drop.to_vec() };
         Selection {
             models: globs(&self.keep_models, &self.drop_models),
             recipes: globs(&self.keep_recipes, &self.drop_recipes),
@@ -160,17 +117,11 @@ impl Options {
     /// The folder of an experiment's records for this run: those of a limited one are kept apart.
     pub fn store_of(&self, experiment: &str) -> PathBuf {
         let results = self.results_of(experiment);
-        if self.limit.is_some() {
-            results.join("limited")
-        } else {
-            results
-        }
+        if self.limit.is_some() { results.join("limited") } else { results }
     }
 
     /// The folder of records of an experiment.
     pub fn results_of(&self, experiment: &str) -> PathBuf {
-        self.results
-            .clone()
-            .unwrap_or_else(|| Path::new("results").join(experiment))
+        self.results.clone().unwrap_or_else(|| Path::new("results").join(experiment))
     }
 }

@@ -53,11 +53,8 @@ pub fn survey(experiment: &Experiment, plan: &Plan, options: &Options) -> Result
 /// The plan as text: a table of cells, what is measured of each, and what the models are.
 pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     let mut text = format!("{}: {}\n\n", experiment.name, experiment.question.trim());
-    let mut rows: Vec<Vec<String>> = vec![
-        ["cell", "model", "recipe", "calibration", "seed", "measured"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    let mut rows: Vec<Vec<String>> =
+        vec![["cell", "model", "recipe", "calibration", "seed", "measured"].map(String::from).to_vec()];
     for (cell, state) in plan.cells.iter().zip(&survey.cells) {
         let names = cell.names();
         rows.push(vec![
@@ -75,21 +72,11 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     }
     text.push_str(&columns(&rows));
 
-    let mut rows = vec![vec![
-        "evaluation".to_string(),
-        "version".to_string(),
-        "at most".to_string(),
-    ]];
-    for evaluation in experiment
-        .evaluations
-        .iter()
-        .filter(|e| plan.cells.iter().any(|c| c.evaluations.contains(e)))
+    let mut rows = vec![vec!["evaluation".to_string(), "version".to_string(), "at most".to_string()]];
+    for evaluation in
+        experiment.evaluations.iter().filter(|e| plan.cells.iter().any(|c| c.evaluations.contains(e)))
     {
-        rows.push(vec![
-            evaluation.id(),
-            evaluation.version().to_string(),
-            extent(evaluation),
-        ]);
+        rows.push(vec![evaluation.id(), evaluation.version().to_string(), extent(evaluation)]);
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
@@ -102,10 +89,8 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
     let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let (cells, measurements) = (
-        plural(plan.cells.len(), "cell"),
-        plural(plan.measurements(), "measurement"),
-    );
+    let (cells, measurements) =
+        (plural(plan.cells.len(), "cell"), plural(plan.measurements(), "measurement"));
     writeln!(text, "\n{cells}, {measurements}").expect("writing to a string cannot fail");
     text
 }
@@ -129,19 +114,14 @@ fn found_as(model: &Model) -> String {
 }
 
 fn extent(evaluation: &Evaluation) -> String {
-    evaluation
-        .most_tokens()
-        .map_or("all of the text".to_string(), |tokens| format!("{tokens} tokens"))
+    evaluation.most_tokens().map_or("all of the text".to_string(), |tokens| format!("{tokens} tokens"))
 }
 
 fn origin(source: &ModelSource) -> String {
     match source {
         ModelSource::Builtin(_) => "this program".to_string(),
         ModelSource::Hub { id, revision } => {
-            let revision = revision
-                .as_ref()
-                .map(|revision| format!(" at {revision}"))
-                .unwrap_or_default();
+            let revision = revision.as_ref().map(|revision| format!(" at {revision}")).unwrap_or_default();
             format!("the hub: {id}{revision}")
         }
         ModelSource::Local { path } if path.is_absolute() => format!("the folder {}", path.display()),

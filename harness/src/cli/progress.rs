@@ -30,13 +30,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
-        Self {
-            bar,
-            cells: (cells, 0),
-            started: Instant::now(),
-            computed: 0,
-            download: None,
-        }
+        Self { bar, cells: (cells, 0), started: Instant::now(), computed: 0, download: None }
     }
 
     /// A line that stays.
@@ -76,23 +70,14 @@ impl Observer for Progress {
                 }
             }
             Event::Download { file, done, total } => self.downloading(file, done, total),
-            Event::Opened {
-                model,
-                parameters,
-                memory,
-            } => self.line(&format!(
+            Event::Opened { model, parameters, memory } => self.line(&format!(
                 "{model}: {:.1} M parameters; estimated peak memory {}",
                 parameters as f64 / 1e6,
                 HumanBytes(memory)
             )),
             Event::CellStarted { index, total, cell } => {
                 self.cells = (total, index);
-                let name = format!(
-                    "[{}/{total}] {} · {}",
-                    index + 1,
-                    cell.model.label,
-                    cell.recipe.name
-                );
+                let name = format!("[{}/{total}] {} · {}", index + 1, cell.model.label, cell.recipe.name);
                 if let Some(bar) = &self.bar {
                     bar.set_prefix(name);
                     bar.set_position(0);
@@ -106,24 +91,12 @@ impl Observer for Progress {
                     bar.set_message(self.eta(done as f64 / total.max(1) as f64));
                 }
             }
-            Event::Measured {
-                cell,
-                measurement,
-                reused,
-                seconds,
-            } => {
+            Event::Measured { cell, measurement, reused, seconds } => {
                 if !reused {
                     self.computed += 1;
                 }
-                let stderr = measurement
-                    .stderr
-                    .map(|s| format!(" ± {}", digits(s, 2)))
-                    .unwrap_or_default();
-                let how = if reused {
-                    "already there".into()
-                } else {
-                    duration(seconds)
-                };
+                let stderr = measurement.stderr.map(|s| format!(" ± {}", digits(s, 2))).unwrap_or_default();
+                let how = if reused { "already there".into() } else { duration(seconds) };
                 self.line(&format!(
                     "{} · {}: {} = {}{stderr}  ({how})",
                     cell.model.label,
@@ -132,16 +105,9 @@ impl Observer for Progress {
                     digits(measurement.value, 5),
                 ));
             }
-            Event::Failed {
-                cell,
-                failure,
-                earlier,
-            } => {
-                let again = if earlier {
-                    "; failed in an earlier run, --retry-failed tries again"
-                } else {
-                    ""
-                };
+            Event::Failed { cell, failure, earlier } => {
+                let again =
+                    if earlier { "; failed in an earlier run, --retry-failed tries again" } else { "" };
                 self.line(&format!(
                     "FAILED {} · {} at {}: {}\n  cure: {}{again}",
                     cell.model.label, cell.recipe.name, failure.stage, failure.message, failure.cure
@@ -177,16 +143,8 @@ impl Progress {
         }
         // Without a terminal a line per tenth is enough.
         let tenth = (10 * done).checked_div(total).unwrap_or(10);
-        if self
-            .download
-            .as_ref()
-            .is_none_or(|(name, last)| name != file || *last != tenth)
-        {
-            self.line(&format!(
-                "fetching {file}: {} of {}",
-                HumanBytes(done),
-                HumanBytes(total)
-            ));
+        if self.download.as_ref().is_none_or(|(name, last)| name != file || *last != tenth) {
+            self.line(&format!("fetching {file}: {} of {}", HumanBytes(done), HumanBytes(total)));
             self.download = Some((file.into(), tenth));
         }
     }

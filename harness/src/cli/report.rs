@@ -88,11 +88,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome, CliError> {
         if stale.is_empty() {
             say("the report is that of its records");
         }
-        return Ok(if stale.is_empty() {
-            Outcome::Complete
-        } else {
-            Outcome::Incomplete
-        });
+        return Ok(if stale.is_empty() { Outcome::Complete } else { Outcome::Incomplete });
     }
     if let Some(format) = args.format {
         print(&report::print(&args.dir, format.name())?)?;
@@ -106,10 +102,7 @@ pub fn run(args: &ReportArgs) -> Result<Outcome, CliError> {
 
 /// Compares the folder's summary with another one.
 fn compare(args: &ReportArgs, other: &Path) -> Result<Outcome, CliError> {
-    let tolerances = Tolerances {
-        original: args.tolerance_original,
-        quantized: args.tolerance_quantized,
-    };
+    let tolerances = Tolerances { original: args.tolerance_original, quantized: args.tolerance_quantized };
     let differences = report::compare_summaries(&args.dir.join("summary.csv"), other, tolerances)?;
     for difference in &differences {
         print(&format!("{difference}\n"))?;
@@ -117,9 +110,5 @@ fn compare(args: &ReportArgs, other: &Path) -> Result<Outcome, CliError> {
     if differences.is_empty() {
         say("the summaries agree within the tolerances");
     }
-    Ok(if differences.is_empty() {
-        Outcome::Complete
-    } else {
-        Outcome::Incomplete
-    })
+    Ok(if differences.is_empty() { Outcome::Complete } else { Outcome::Incomplete })
 }

@@ -43,17 +43,14 @@ pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
     }
     let results = options.store_of(&experiment.name);
     let device = device::select(options.device)?;
-    for (choice, reason) in &device.passed_over {
-        say(&format!("note: not {choice}: {reason}"));
-    }
-    say(&format!("device: {}", device.name));
+    let passed: Vec<_> =
+        device.passed_over.iter().map(|(choice, reason)| format!("{choice}: {}", reason.brief())).collect();
+    let passed = if passed.is_empty() { String::new() } else { format!("  (not {})", passed.join("; not ")) };
+    say(&format!("device: {}{passed}", device.name));
     let base = args.experiment.parent().unwrap_or(Path::new("")).to_path_buf();
     let run_options = run::Options {
         device: &device,
-        models: ModelOptions {
-            folder: options.models_dir(),
-            offline: options.offline,
-        },
+        models: ModelOptions { folder: options.models_dir(), offline: options.offline },
         data: DataOptions::new(options.data_dir(), base, options.offline),
         results: results.clone(),
         retry_failed: options.retry_failed,
@@ -77,16 +74,8 @@ pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
     let written = crate::report::write(&results)?;
     print(&crate::report::print(&results, "markdown")?)?;
     say(&format!("report: {}", results.join("README.md").display()));
-    for file in written
-        .files
-        .iter()
-        .filter(|file| file.extension().is_some_and(|e| e == "png"))
-    {
+    for file in written.files.iter().filter(|file| file.extension().is_some_and(|e| e == "png")) {
         say(&format!("figure: {}", file.display()));
     }
-    Ok(if summary.failed + summary.missed > 0 {
-        Outcome::Incomplete
-    } else {
-        Outcome::Complete
-    })
+    Ok(if summary.failed + summary.missed > 0 { Outcome::Incomplete } else { Outcome::Complete })
 }

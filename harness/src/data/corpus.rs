@@ -150,11 +150,7 @@ pub const CORPORA: [Corpus; 10] = [
 /// The names that an experiment may use, parallel texts included.
 pub fn list() -> Vec<String> {
     let udhr = UDHR_LANGUAGES.iter().map(|language| format!("udhr/{language}"));
-    CORPORA
-        .iter()
-        .map(|corpus| corpus.name.to_owned())
-        .chain(udhr)
-        .collect()
+    CORPORA.iter().map(|corpus| corpus.name.to_owned()).chain(udhr).collect()
 }
 
 /// Where texts are looked for.
@@ -213,14 +209,7 @@ pub struct Text {
 impl Text {
     fn new(name: String, (text, documents): document::Parsed, origin: String, extent: Extent) -> Self {
         let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
-        Self {
-            name,
-            text,
-            documents,
-            origin,
-            hash,
-            extent,
-        }
+        Self { name, text, documents, origin, hash, extent }
     }
 
     /// The documents.
@@ -377,10 +366,7 @@ pub fn find(name: &str) -> Result<(Corpus, Option<&str>), CorpusError> {
     }
     // Languages beyond the listed ones are served if the file is there.
     let word = |language: &&str| {
-        !language.is_empty()
-            && language
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+        !language.is_empty() && language.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
     };
     if let Some(language) = name.strip_prefix("udhr/").filter(word) {
         let corpus = Corpus {
@@ -400,10 +386,7 @@ pub fn find(name: &str) -> Result<(Corpus, Option<&str>), CorpusError> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(similarity, _)| *similarity > 0.7)
         .map(|(_, known)| known);
-    Err(CorpusError::Unknown {
-        name: name.to_owned(),
-        nearest,
-    })
+    Err(CorpusError::Unknown { name: name.to_owned(), nearest })
 }
 
 /// The file of a registered corpus below a data directory; `None` for what ships with the program.
@@ -437,12 +420,7 @@ fn load_registered(
                 "" => format!("data:{file}"),
                 note => format!("data:{file} ({})", note.lines().next().unwrap_or_default()),
             };
-            return Ok(Text::new(
-                name.to_owned(),
-                document::parse(text, corpus.form),
-                origin,
-                extent,
-            ));
+            return Ok(Text::new(name.to_owned(), document::parse(text, corpus.form), origin, extent));
         }
         Some(folder) => looked.push(format!("no file {}", folder.join(&file).display())),
         None => looked.push("no data directory was named".to_owned()),
@@ -455,11 +433,7 @@ fn load_registered(
                 Ok(path) => {
                     let rows = document::read_parquet(&path)?;
                     // .../snapshots/<commit>/<config>/<file>
-                    let commit = path
-                        .ancestors()
-                        .nth(2)
-                        .and_then(Path::file_name)
-                        .unwrap_or_default();
+                    let commit = path.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
                     let origin = format!("hub:{repo}/{hub_file}@{}", commit.to_string_lossy());
                     let parsed = document::join_rows(rows.iter().map(String::as_str));
                     return Ok(Text::new(name.to_owned(), parsed, origin, Extent::Full));
@@ -471,11 +445,7 @@ fn load_registered(
             }
         }
     }
-    Err(CorpusError::NotFound {
-        name: name.to_owned(),
-        file,
-        looked,
-    })
+    Err(CorpusError::NotFound { name: name.to_owned(), file, looked })
 }
 
 fn load_file(path: &Path, field: Option<&str>, base: &Path) -> Result<Text, CorpusError> {
@@ -484,10 +454,7 @@ fn load_file(path: &Path, field: Option<&str>, base: &Path) -> Result<Text, Corp
     let Some(found) = candidates.iter().find(|candidate| candidate.is_file()) else {
         let mut looked: Vec<String> = candidates.iter().map(|c| c.display().to_string()).collect();
         looked.dedup();
-        return Err(CorpusError::NoFile {
-            path: path.to_owned(),
-            looked,
-        });
+        return Err(CorpusError::NoFile { path: path.to_owned(), looked });
     };
     let is_json_lines = found.extension().is_some_and(|end| end == "jsonl");
     let parsed = match field {
@@ -498,19 +465,12 @@ fn load_file(path: &Path, field: Option<&str>, base: &Path) -> Result<Text, Corp
     let name = path.display().to_string();
     let shown = path.file_name().unwrap_or_default().to_string_lossy();
     // An absolute path is the machine's own business.
-    let origin = if path.is_absolute() {
-        format!("file:{shown}")
-    } else {
-        format!("file:{name}")
-    };
+    let origin = if path.is_absolute() { format!("file:{shown}") } else { format!("file:{name}") };
     Ok(Text::new(name, parsed, origin, Extent::Full))
 }
 
 fn read_text(path: &Path) -> Result<String, CorpusError> {
-    let bytes = std::fs::read(path).map_err(|source| CorpusError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| CorpusError::Read { path: path.to_owned(), source })?;
     let text = String::from_utf8(bytes).map_err(|error| CorpusError::NotUtf8 {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),

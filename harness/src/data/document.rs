@@ -52,11 +52,7 @@ pub fn parse(text: String, form: Form) -> Parsed {
         }
         Form::DocTags => join(text.split("</doc>").map(|document| {
             let document = document.trim_start();
-            match document
-                .starts_with("<doc ")
-                .then(|| document.split_once('\n'))
-                .flatten()
-            {
+            match document.starts_with("<doc ").then(|| document.split_once('\n')).flatten() {
                 Some((_tag, article)) => article,
                 None => document,
             }
@@ -90,13 +86,7 @@ fn rows(text: &str) -> Vec<String> {
     let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     text.split_inclusive('\n')
-        .map(|line| {
-            if line.chars().all(is_space) {
-                String::new()
-            } else {
-                line.to_owned()
-            }
-        })
+        .map(|line| if line.chars().all(is_space) { String::new() } else { line.to_owned() })
         .collect()
 }
 
@@ -137,12 +127,7 @@ pub fn join_rows<'a>(rows: impl Iterator<Item = &'a str>) -> Parsed {
         }
     }
     let ends = starts.iter().skip(1).copied().chain([text.len()]);
-    let documents = starts
-        .iter()
-        .copied()
-        .zip(ends)
-        .map(|(start, end)| start..end)
-        .collect();
+    let documents = starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect();
     (text, documents)
 }
 
@@ -153,28 +138,16 @@ pub fn join_rows<'a>(rows: impl Iterator<Item = &'a str>) -> Parsed {
 /// [`CorpusError::Line`] with the line's number.
 pub fn parse_json_lines(text: &str, field: &str, path: &Path) -> Result<Parsed, CorpusError> {
     let mut documents = Vec::new();
-    for (i, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
-        let wrong = |reason: String| CorpusError::Line {
-            path: path.to_owned(),
-            line: i + 1,
-            reason,
-        };
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |reason: String| CorpusError::Line { path: path.to_owned(), line: i + 1, reason };
         let value: serde_json::Value =
             serde_json::from_str(line).map_err(|error| wrong(format!("no JSON ({error})")))?;
-        let object = value
-            .as_object()
-            .ok_or_else(|| wrong("no JSON object".to_owned()))?;
+        let object = value.as_object().ok_or_else(|| wrong("no JSON object".to_owned()))?;
         let found = object.get(field).ok_or_else(|| {
             let fields: Vec<&str> = object.keys().map(String::as_str).collect();
             wrong(format!("no field `{field}`; it has {}", fields.join(", ")))
         })?;
-        let document = found
-            .as_str()
-            .ok_or_else(|| wrong(format!("the field `{field}` is no string")))?;
+        let document = found.as_str().ok_or_else(|| wrong(format!("the field `{field}` is no string")))?;
         documents.push(document.to_owned());
     }
     Ok(join(documents.iter().map(String::as_str)))
@@ -190,17 +163,11 @@ pub fn read_parquet(path: &Path) -> Result<Vec<String>, CorpusError> {
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    let file = std::fs::File::open(path).map_err(|source| CorpusError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let frame = ParquetReader::new(file)
-        .with_columns(Some(vec!["text".to_owned()]))
-        .finish()
-        .map_err(unreadable)?;
+    let file =
+        std::fs::File::open(path).map_err(|source| CorpusError::Read { path: path.to_owned(), source })?;
+    let frame =
+        ParquetReader::new(file).with_columns(Some(vec!["text".to_owned()])).finish().map_err(unreadable)?;
     let column = frame.column("text").map_err(unreadable)?;
     let texts = column.str().map_err(unreadable)?;
-    Ok((0..texts.len())
-        .map(|i| texts.get(i).unwrap_or_default().to_owned())
-        .collect())
+    Ok((0..texts.len()).map(|i| texts.get(i).unwrap_or_default().to_owned()).collect())
 }

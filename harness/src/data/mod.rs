@@ -25,9 +25,7 @@ pub fn models_dir(flag: Option<PathBuf>) -> Option<PathBuf> {
 }
 
 fn folder_from(variable: &str) -> Option<PathBuf> {
-    std::env::var_os(variable)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Where BOS stands in windows and samples.
@@ -72,9 +70,9 @@ impl CorpusRef {
     pub fn label(&self) -> String {
         match self {
             CorpusRef::Named(name) => name.replace('/', "-"),
-            CorpusRef::File { path, .. } => path
-                .file_stem()
-                .map_or_else(|| "file".into(), |stem| stem.to_string_lossy().into_owned()),
+            CorpusRef::File { path, .. } => {
+                path.file_stem().map_or_else(|| "file".into(), |stem| stem.to_string_lossy().into_owned())
+            }
         }
     }
 }

@@ -93,12 +93,7 @@ pub fn windows(
     }
     let needed = length - usize::from(start.is_some());
     if ids.len() < needed {
-        return Err(WindowError::TooShort {
-            tokens: ids.len(),
-            needed,
-            length,
-            policy,
-        });
+        return Err(WindowError::TooShort { tokens: ids.len(), needed, length, policy });
     }
     Ok(ids
         .chunks_exact(needed)
@@ -187,16 +182,10 @@ mod tests {
 
     #[test]
     fn short_texts_say_how_much_there_is_and_what_would_fit() {
-        let message = |policy, length| {
-            windows(&[10, 11, 12], Some(BOS), policy, length, None)
-                .unwrap_err()
-                .to_string()
-        };
+        let message =
+            |policy, length| windows(&[10, 11, 12], Some(BOS), policy, length, None).unwrap_err().to_string();
         let every = message(BosPolicy::Every, 512);
-        assert!(
-            every.contains("has 3 tokens") && every.contains("needs 511"),
-            "{every}"
-        );
+        assert!(every.contains("has 3 tokens") && every.contains("needs 511"), "{every}");
         assert!(every.ends_with("at most 4"), "{every}");
         assert!(windows(&[10, 11, 12], Some(BOS), BosPolicy::Every, 4, None).is_ok());
         assert!(message(BosPolicy::None, 4).ends_with("at most 3"));
@@ -204,9 +193,6 @@ mod tests {
             windows(&[10, 11], None, BosPolicy::None, 1, None),
             Err(WindowError::Length { length: 1 })
         );
-        assert_eq!(
-            windows(&[10, 11], None, BosPolicy::None, 2, Some(0)),
-            Err(WindowError::NoWindows)
-        );
+        assert_eq!(windows(&[10, 11], None, BosPolicy::None, 2, Some(0)), Err(WindowError::NoWindows));
     }
 }

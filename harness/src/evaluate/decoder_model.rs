@@ -28,12 +28,7 @@ pub struct DecoderModel<'a> {
 impl<'a> DecoderModel<'a> {
     /// A model from its parts.
     pub fn new(decoder: &'a mut Decoder, tap: &'a mut dyn Tap) -> Self {
-        Self {
-            decoder,
-            tap,
-            forward: Duration::ZERO,
-            tokens: 0,
-        }
+        Self { decoder, tap, forward: Duration::ZERO, tokens: 0 }
     }
 
     /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.
@@ -66,16 +61,11 @@ impl LanguageModel for DecoderModel<'_> {
             let mut scores = Vec::with_capacity(scored);
             for from in (0..scored).step_by(rows) {
                 let count = rows.min(scored - from);
-                let slice = hidden
-                    .clone()
-                    .slice([index..index + 1, from..from + count, 0..width]);
+                let slice = hidden.clone().slice([index..index + 1, from..from + count, 0..width]);
                 let logits = self.decoder.logits(slice, self.tap);
                 let vocabulary = logits.dims()[2];
                 let logits = logits.reshape([count, vocabulary]);
-                scores.extend(target_log_likelihoods(
-                    logits,
-                    &sequence[from + 1..from + 1 + count],
-                ));
+                scores.extend(target_log_likelihoods(logits, &sequence[from + 1..from + 1 + count]));
             }
             result.push(scores);
         }

@@ -75,9 +75,7 @@ impl Evaluation {
 /// The page of a metric: its file's module documentation.
 pub fn metric_page(name: &str) -> Option<String> {
     match name {
-        "perplexity" => Some(crate::quantize::page(include_str!(
-            "../evaluate/metrics/perplexity.rs"
-        ))),
+        "perplexity" => Some(crate::quantize::page(include_str!("../evaluate/metrics/perplexity.rs"))),
         _ => None,
     }
 }
@@ -85,10 +83,7 @@ pub fn metric_page(name: &str) -> Option<String> {
 /// Reads an `[[evaluate]]` block.
 pub(super) fn read(mut block: Block<'_>) -> Result<Evaluation, Box<Fault>> {
     if let Some((task, place)) = block.take_word("task")? {
-        let fault = block.fault(
-            place,
-            format!("unknown task `{task}`: this version has no tasks yet"),
-        );
+        let fault = block.fault(place, format!("unknown task `{task}`: this version has no tasks yet"));
         return Err(fault.note(format!("metrics: {}", METRICS.join(", "))));
     }
     let Some((metric, place)) = block.take_word("metric")? else {
@@ -109,13 +104,7 @@ fn unknown_metric(block: &Block<'_>, metric: &str, place: Range<usize>) -> Box<F
 }
 
 fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
-    let wire::Perplexity {
-        protocol,
-        corpus,
-        length,
-        bos,
-        limit,
-    } = block.read()?;
+    let wire::Perplexity { protocol, corpus, length, bos, limit } = block.read()?;
     if length < 2 {
         let message =
             format!("`length` must be at least 2, one token to see and one to predict, not {length}");
@@ -125,13 +114,7 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
         return Err(block.fault_of_key("`limit` must be at least 1; leave it out for every window".into()));
     }
     let corpus = known_corpus(block, corpus)?;
-    Ok(Perplexity {
-        protocol,
-        corpus,
-        length,
-        bos,
-        limit,
-    })
+    Ok(Perplexity { protocol, corpus, length, bos, limit })
 }
 
 /// The corpus under the block's key `corpus`, whose name must be registered.

@@ -213,10 +213,8 @@ impl Experiment {
     /// # Errors
     /// Where the file cannot be read, is no TOML, or says something that cannot be.
     pub fn read(path: &Path) -> Result<Self, ExperimentError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ExperimentError::Read {
-            file: path.to_path_buf(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ExperimentError::Read { file: path.to_path_buf(), source })?;
         Ok(Self::parse(&text, path)?)
     }
 
@@ -230,19 +228,13 @@ impl Experiment {
 
     /// The exclusion that takes a cell away, as an index into `exclude`. The original is never excluded.
     pub fn exclusion_of(&self, model: &str, recipe: &str, calibration: Option<&str>) -> Option<usize> {
-        self.exclude
-            .iter()
-            .position(|exclusion| exclusion.matches(model, recipe, calibration))
+        self.exclude.iter().position(|exclusion| exclusion.matches(model, recipe, calibration))
     }
 
     /// The same experiment with at most `limit` windows or items per evaluation, for a quick look. Expectations are
     /// about full measurements, so there are none left.
     pub fn limited(mut self, limit: usize) -> Self {
-        self.evaluations = self
-            .evaluations
-            .into_iter()
-            .map(|evaluation| evaluation.limited(limit))
-            .collect();
+        self.evaluations = self.evaluations.into_iter().map(|evaluation| evaluation.limited(limit)).collect();
         self.expectations.clear();
         self
     }
@@ -311,11 +303,7 @@ impl Exclusion {
 
 impl fmt::Display for Exclusion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let axes = [
-            ("model", &self.model),
-            ("recipe", &self.recipe),
-            ("calibration", &self.calibration),
-        ];
+        let axes = [("model", &self.model), ("recipe", &self.recipe), ("calibration", &self.calibration)];
         let said: Vec<_> = axes
             .iter()
             .filter_map(|(axis, glob)| glob.as_ref().map(|glob| format!("{axis} = \"{glob}\"")))
@@ -339,11 +327,7 @@ impl fmt::Display for Warning {
                     "recipes `{first}` and `{second}` say the same: they are measured once and shown twice"
                 )
             }
-            Warning::Order {
-                recipe,
-                steps: [first, second],
-                why,
-            } => {
+            Warning::Order { recipe, steps: [first, second], why } => {
                 write!(f, "recipe `{recipe}` has `{second}` after `{first}`: {why}")
             }
         }

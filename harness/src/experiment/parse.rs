@@ -20,15 +20,8 @@ type Checked<T> = Result<T, Box<Fault>>;
 pub(super) fn experiment(text: &str, file: &Path) -> Checked<Experiment> {
     let shown = file.display().to_string();
     let top = Source { file: &shown, text }.parse()?;
-    let wire::Document {
-        question,
-        reference,
-        analysis,
-        ..
-    } = top.read()?;
-    let sweep = top
-        .table("sweep")?
-        .ok_or_else(|| top.fault(0..0, "the block `[sweep]` is missing"))?;
+    let wire::Document { question, reference, analysis, .. } = top.read()?;
+    let sweep = top.table("sweep")?.ok_or_else(|| top.fault(0..0, "the block `[sweep]` is missing"))?;
     let axes: wire::Sweep = sweep.read()?;
     let mut warnings = Vec::new();
 
@@ -36,30 +29,20 @@ pub(super) fn experiment(text: &str, file: &Path) -> Checked<Experiment> {
     let models = swept_models(&sweep, &axes.models, models, &mut warnings)?;
     let recipes = Defined::read(&top, "recipe", recipe::read, &mut warnings)?;
     let recipes = swept_recipes(&sweep, &axes.recipes, recipes, &mut warnings)?;
-    let calibrations = Defined::read(
-        &top,
-        "calibration",
-        |name, block, _| calibration(name, block),
-        &mut warnings,
-    )?;
+    let calibrations =
+        Defined::read(&top, "calibration", |name, block, _| calibration(name, block), &mut warnings)?;
     let listed = axes.calibrations.as_deref().unwrap_or_default();
     let calibrations = calibrations.sweep(&sweep, listed, &mut warnings)?;
-    if let (Some(needy), true) = (
-        recipes.iter().find(|recipe| recipe.needs_calibration),
-        calibrations.is_empty(),
-    ) {
-        let message = format!(
-            "recipe `{}` needs a calibration set, and the key `calibrations` names none",
-            needy.name
-        );
+    if let (Some(needy), true) =
+        (recipes.iter().find(|recipe| recipe.needs_calibration), calibrations.is_empty())
+    {
+        let message =
+            format!("recipe `{}` needs a calibration set, and the key `calibrations` names none", needy.name);
         return Err(sweep.fault(sweep.span.clone(), message));
     }
 
     let mut experiment = Experiment {
-        name: file
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default(),
+        name: file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
         file: file.to_path_buf(),
         question: not_empty(&top, "question", question)?,
         reference: not_empty(&top, "reference", reference)?,
@@ -102,12 +85,7 @@ impl<'s, T> Defined<'s, T> {
         read: impl Fn(&str, &Block<'s>, &mut Vec<Warning>) -> Checked<T>,
         warnings: &mut Vec<Warning>,
     ) -> Checked<Self> {
-        let mut defined = Self {
-            kind,
-            order: Vec::new(),
-            values: HashMap::new(),
-            top,
-        };
+        let mut defined = Self { kind, order: Vec::new(), values: HashMap::new(), top };
         for (name, place, block) in top.named_tables(kind)? {
             let wrong = |c: char| !c.is_ascii_alphanumeric() && !"-_.+/".contains(c);
             if name.is_empty() || name.contains(wrong) {
@@ -118,9 +96,7 @@ impl<'s, T> Defined<'s, T> {
                 let message = "`original` is the model as it came, always measured, and cannot be defined";
                 return Err(block.fault(place, message));
             }
-            defined
-                .values
-                .insert(name.clone(), read(&name, &block, warnings)?);
+            defined.values.insert(name.clone(), read(&name, &block, warnings)?);
             defined.order.push((name, place));
         }
         Ok(defined)
@@ -177,10 +153,7 @@ impl<'s, T> Defined<'s, T> {
             };
             swept.push(value);
         }
-        let left = self
-            .order
-            .into_iter()
-            .filter(|(name, _)| self.values.contains_key(name));
+        let left = self.order.into_iter().filter(|(name, _)| self.values.contains_key(name));
         warnings.extend(left.map(|(name, place)| Warning::NotSwept {
             kind: self.kind,
             line: self.top.fault(place, "").line,
@@ -193,10 +166,7 @@ impl<'s, T> Defined<'s, T> {
 fn model(name: &str, block: &Block<'_>) -> Checked<Model> {
     let wire::Model { path, id, revision } = block.read()?;
     if name.starts_with("builtin/") {
-        return Err(block.fault(
-            block.span.clone(),
-            format!("`{name}`: the names builtin/… are taken"),
-        ));
+        return Err(block.fault(block.span.clone(), format!("`{name}`: the names builtin/… are taken")));
     }
     let source = match (path, id) {
         (Some(_), Some(id)) => {
@@ -221,19 +191,13 @@ fn model(name: &str, block: &Block<'_>) -> Checked<Model> {
             let place = id.as_ref().map_or(block.span.clone(), Spanned::span);
             let id = id.map_or_else(|| name.to_string(), Spanned::into_inner);
             if !is_hub_id(&id) {
-                let fault = block.fault(
-                    place,
-                    format!("`{id}` is no hub id, which reads organisation/name"),
-                );
+                let fault = block.fault(place, format!("`{id}` is no hub id, which reads organisation/name"));
                 return Err(fault.note("for a local folder give `path`, for a hub model `id`"));
             }
             ModelSource::Hub { id, revision }
         }
     };
-    Ok(Model {
-        label: name.to_string(),
-        source,
-    })
+    Ok(Model { label: name.to_string(), source })
 }
 
 /// Whether a name reads `organisation/name`.
@@ -241,12 +205,9 @@ fn is_hub_id(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && !part.starts_with(['-', '.'])
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
-    name.split_once('/')
-        .is_some_and(|(organisation, name)| part(organisation) && part(name))
+    name.split_once('/').is_some_and(|(organisation, name)| part(organisation) && part(name))
 }
 
 fn swept_models(
@@ -262,17 +223,11 @@ fn swept_models(
         let source = if BUILTIN_MODELS.contains(&name) {
             ModelSource::Builtin(name.to_string())
         } else if is_hub_id(name) && !name.starts_with("builtin/") {
-            ModelSource::Hub {
-                id: name.to_string(),
-                revision: None,
-            }
+            ModelSource::Hub { id: name.to_string(), revision: None }
         } else {
             return None;
         };
-        Some(Model {
-            label: name.to_string(),
-            source,
-        })
+        Some(Model { label: name.to_string(), source })
     };
     let cure = format!(
         "a model is built in ({}), a hub id (organisation/name), or the name of a [model.NAME] block",
@@ -288,16 +243,10 @@ fn swept_recipes(
     warnings: &mut Vec<Warning>,
 ) -> Checked<Vec<Recipe>> {
     if listed.get_ref().is_empty() {
-        return Err(sweep.fault(
-            listed.span(),
-            "`recipes` is empty: only the original would be measured",
-        ));
+        return Err(sweep.fault(listed.span(), "`recipes` is empty: only the original would be measured"));
     }
     if let Some(name) = listed.get_ref().iter().find(|name| name.get_ref() == ORIGINAL) {
-        return Err(sweep.fault(
-            name.span(),
-            "`original` is always measured: leave it out of `recipes`",
-        ));
+        return Err(sweep.fault(name.span(), "`original` is always measured: leave it out of `recipes`"));
     }
     let recipes = defined.sweep(sweep, listed.get_ref(), warnings)?;
     for (i, second) in recipes.iter().enumerate() {
@@ -310,13 +259,7 @@ fn swept_recipes(
 }
 
 fn calibration(name: &str, block: &Block<'_>) -> Checked<Calibration> {
-    let wire::Calibration {
-        corpus,
-        samples,
-        length,
-        sampler,
-        bos,
-    } = block.read()?;
+    let wire::Calibration { corpus, samples, length, sampler, bos } = block.read()?;
     if samples == 0 {
         return Err(block.fault_of_key("`samples` must be at least 1".into()));
     }
@@ -324,14 +267,7 @@ fn calibration(name: &str, block: &Block<'_>) -> Checked<Calibration> {
         return Err(block.fault_of_key(format!("`length` must be at least 2, not {length}")));
     }
     let corpus = evaluation::known_corpus(block, corpus)?;
-    Ok(Calibration {
-        name: name.to_string(),
-        corpus,
-        samples,
-        length,
-        sampler,
-        bos,
-    })
+    Ok(Calibration { name: name.to_string(), corpus, samples, length, sampler, bos })
 }
 
 fn seeds(sweep: &Block<'_>, listed: Option<Spanned<Vec<Spanned<u64>>>>) -> Checked<Vec<u64>> {
@@ -352,27 +288,15 @@ fn seeds(sweep: &Block<'_>, listed: Option<Spanned<Vec<Spanned<u64>>>>) -> Check
 
 fn exclude(sweep: &Block<'_>) -> Checked<Vec<Exclusion>> {
     let read = |block: &Block<'_>| {
-        let wire::Exclude {
-            model,
-            recipe,
-            calibration,
-        } = block.read()?;
+        let wire::Exclude { model, recipe, calibration } = block.read()?;
         if model.is_none() && recipe.is_none() && calibration.is_none() {
             let message =
                 "an exclusion without `model`, `recipe` or `calibration` would take every cell away";
             return Err(block.fault(block.span.clone(), message));
         }
-        Ok(Exclusion {
-            model,
-            recipe,
-            calibration,
-        })
+        Ok(Exclusion { model, recipe, calibration })
     };
-    sweep
-        .list_of_tables("exclude", "exclude")?
-        .iter()
-        .map(read)
-        .collect()
+    sweep.list_of_tables("exclude", "exclude")?.iter().map(read).collect()
 }
 
 fn evaluations(top: &Block<'_>) -> Checked<Vec<Evaluation>> {
@@ -404,22 +328,10 @@ fn evaluations(top: &Block<'_>) -> Checked<Vec<Evaluation>> {
 
 /// Reads an `[[expect]]` block and checks that something planned will meet it.
 fn expectation(block: &Block<'_>, experiment: &Experiment) -> Checked<Expectation> {
-    let wire::Expect {
-        model,
-        recipe,
-        calibration,
-        metric,
-        value,
-        tolerance,
-        source,
-    } = block.read()?;
+    let wire::Expect { model, recipe, calibration, metric, value, tolerance, source } = block.read()?;
     for (key, number, least) in [("value", value, f64::MIN), ("tolerance", tolerance, 0.0)] {
         if !number.is_finite() || number < least {
-            let bound = if key == "tolerance" {
-                "a number, 0 or more"
-            } else {
-                "a finite number"
-            };
+            let bound = if key == "tolerance" { "a number, 0 or more" } else { "a finite number" };
             return Err(block.fault_of_key(format!("`{key}` must be {bound}, not {number}")));
         }
     }
@@ -430,39 +342,18 @@ fn expectation(block: &Block<'_>, experiment: &Experiment) -> Checked<Expectatio
         }
         let near = names::hint(text, names.iter().map(String::as_str));
         let message = format!("no planned measurement has the {kind} `{text}`{near}");
-        Err(block
-            .fault(name.span(), message)
-            .note(format!("{kind}s measured: {}", names.join(", "))))
+        Err(block.fault(name.span(), message).note(format!("{kind}s measured: {}", names.join(", "))))
     };
-    known(
-        "model",
-        &model,
-        experiment
-            .models
-            .iter()
-            .map(|model| model.label.clone())
-            .collect(),
-    )?;
+    known("model", &model, experiment.models.iter().map(|model| model.label.clone()).collect())?;
     let recipes =
         std::iter::once(ORIGINAL.to_string()).chain(experiment.recipes.iter().map(|r| r.name.clone()));
     known("recipe", &recipe, recipes.collect())?;
-    known(
-        "metric",
-        &metric,
-        experiment.evaluations.iter().map(Evaluation::id).collect(),
-    )?;
+    known("metric", &metric, experiment.evaluations.iter().map(Evaluation::id).collect())?;
     if let Some(calibration) = &calibration {
-        known(
-            "calibration",
-            calibration,
-            experiment.calibrations.iter().map(|c| c.name.clone()).collect(),
-        )?;
+        known("calibration", calibration, experiment.calibrations.iter().map(|c| c.name.clone()).collect())?;
     }
 
-    let calibrated = experiment
-        .recipes
-        .iter()
-        .any(|r| r.name == *recipe.get_ref() && r.needs_calibration);
+    let calibrated = experiment.recipes.iter().any(|r| r.name == *recipe.get_ref() && r.needs_calibration);
     if let (Some(calibration), false) = (&calibration, calibrated) {
         let message = format!(
             "recipe `{}` needs no calibration set, so none of its measurements has one",
@@ -472,25 +363,16 @@ fn expectation(block: &Block<'_>, experiment: &Experiment) -> Checked<Expectatio
     }
     let mut sets: Vec<Option<&str>> = vec![None];
     if calibrated {
-        let wanted = |name: &str| {
-            calibration
-                .as_ref()
-                .is_none_or(|calibration| calibration.get_ref() == name)
-        };
+        let wanted =
+            |name: &str| calibration.as_ref().is_none_or(|calibration| calibration.get_ref() == name);
         let names = experiment.calibrations.iter().map(|c| c.name.as_str());
         sets = names.filter(|name| wanted(name)).map(Some).collect();
     }
-    let taken = |set: &Option<&str>| {
-        experiment
-            .exclusion_of(model.get_ref(), recipe.get_ref(), *set)
-            .is_some()
-    };
+    let taken =
+        |set: &Option<&str>| experiment.exclusion_of(model.get_ref(), recipe.get_ref(), *set).is_some();
     if sets.iter().all(taken) {
-        let message = format!(
-            "`exclude` takes away what is expected of {}, {}",
-            model.get_ref(),
-            recipe.get_ref()
-        );
+        let message =
+            format!("`exclude` takes away what is expected of {}, {}", model.get_ref(), recipe.get_ref());
         return Err(block.fault(block.span.clone(), message));
     }
     Ok(Expectation {

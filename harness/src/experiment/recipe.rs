@@ -32,9 +32,7 @@ fn read_step(block: &Block<'_>) -> Result<Step, Box<Fault>> {
         return Err(fault.note(format!("steps: {}", NAMES.join(", "))));
     };
     step.method().check().map_err(|message| {
-        block
-            .fault_of_key(message)
-            .note(format!("`quantscope explain {name}` describes the step"))
+        block.fault_of_key(message).note(format!("`quantscope explain {name}` describes the step"))
     })?;
     Ok(step.resolved())
 }
@@ -54,11 +52,7 @@ fn check_order(
                 return Err(blocks[j].fault(blocks[j].place_of("step"), message).note(why));
             }
             Order::Doubtful(why) => {
-                warnings.push(Warning::Order {
-                    recipe: recipe.to_string(),
-                    steps: [first, second],
-                    why,
-                });
+                warnings.push(Warning::Order { recipe: recipe.to_string(), steps: [first, second], why });
             }
             Order::Fine => {}
         }
@@ -106,10 +100,9 @@ mod tests {
                 (Quantize, Quantize) => assert_eq!(found, []),
                 // Smoothing what is rotated is possible, and worth a warning.
                 (Smooth, Rotate) => assert!(matches!(found[..], [(2, 3, Order::Doubtful(_))]), "{found:?}"),
-                _ => assert!(
-                    found.iter().any(|(_, _, order)| matches!(order, Order::Wrong(_))),
-                    "{swapped:?}"
-                ),
+                _ => {
+                    assert!(found.iter().any(|(_, _, order)| matches!(order, Order::Wrong(_))), "{swapped:?}")
+                }
             }
         }
     }

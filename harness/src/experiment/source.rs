@@ -54,12 +54,7 @@ impl fmt::Display for Fault {
         writeln!(f, "{}:{line}:{}: {}", self.file, self.column, self.message)?;
         writeln!(f, "{gutter} |")?;
         writeln!(f, "{line} | {}", self.text)?;
-        write!(
-            f,
-            "{gutter} | {}{}",
-            " ".repeat(self.column - 1),
-            "^".repeat(self.width)
-        )?;
+        write!(f, "{gutter} | {}{}", " ".repeat(self.column - 1), "^".repeat(self.width))?;
         if !self.block.is_empty() {
             write!(f, "\n{gutter} = in {}", self.block)?;
         }
@@ -83,12 +78,9 @@ impl<'t> Source<'t> {
     /// Parses the text into its outermost block.
     pub fn parse(self) -> Result<Block<'t>, Box<Fault>> {
         match DeTable::parse(self.text) {
-            Ok(table) => Ok(Block {
-                source: self,
-                name: String::new(),
-                span: 0..0,
-                table: table.into_inner(),
-            }),
+            Ok(table) => {
+                Ok(Block { source: self, name: String::new(), span: 0..0, table: table.into_inner() })
+            }
             Err(error) => {
                 let end = self.text.len();
                 Err(self.fault("", error.span().unwrap_or(end..end), error.message()))
@@ -100,9 +92,7 @@ impl<'t> Source<'t> {
     pub fn fault(self, block: &str, span: Range<usize>, message: impl Into<String>) -> Box<Fault> {
         let start = span.start.min(self.text.len());
         let line_start = self.text[..start].rfind('\n').map_or(0, |i| i + 1);
-        let line_end = self.text[start..]
-            .find('\n')
-            .map_or(self.text.len(), |i| start + i);
+        let line_end = self.text[start..].find('\n').map_or(self.text.len(), |i| start + i);
         let text = self.text[line_start..line_end].trim_end_matches('\r');
         let before = self.text[line_start..start].chars().count();
         let underlined = self.text[start..span.end.clamp(start, line_end)].chars().count();
@@ -138,10 +128,7 @@ impl<'t> Block<'t> {
     /// A fault of this block that begins with the key it is about, in backticks; it points at the key's value where
     /// the file has one.
     pub fn fault_of_key(&self, message: String) -> Box<Fault> {
-        let key = message
-            .strip_prefix('`')
-            .and_then(|rest| rest.split('`').next())
-            .unwrap_or_default();
+        let key = message.strip_prefix('`').and_then(|rest| rest.split('`').next()).unwrap_or_default();
         let span = self.table.get(key).map_or(self.span.clone(), Spanned::span);
         self.fault(span, message)
     }
@@ -167,10 +154,9 @@ impl<'t> Block<'t> {
         };
         match value.get_ref() {
             DeValue::String(word) => Ok(Some((word.to_string(), value.span()))),
-            other => Err(self.fault(
-                value.span(),
-                format!("`{key}` must be a string, not {}", article(other)),
-            )),
+            other => {
+                Err(self.fault(value.span(), format!("`{key}` must be a string, not {}", article(other))))
+            }
         }
     }
 
@@ -181,10 +167,7 @@ impl<'t> Block<'t> {
 
     /// The table under a key.
     pub fn table(&self, key: &str) -> Result<Option<Block<'t>>, Box<Fault>> {
-        self.table
-            .get(key)
-            .map(|value| self.inner(value, self.child(key)))
-            .transpose()
+        self.table.get(key).map(|value| self.inner(value, self.child(key))).transpose()
     }
 
     /// The tables under a key that holds named tables, e.g. every `[recipe.…]`, in the order of the file, with the
@@ -208,44 +191,25 @@ impl<'t> Block<'t> {
             return Ok(Vec::new());
         };
         let DeValue::Array(items) = value.get_ref() else {
-            let message = format!(
-                "`{key}` must be a list of tables, not {}",
-                article(value.get_ref())
-            );
+            let message = format!("`{key}` must be a list of tables, not {}", article(value.get_ref()));
             return Err(self.fault(value.span(), message));
         };
-        let prefix = if self.name.is_empty() {
-            String::new()
-        } else {
-            format!("{}, ", self.name)
-        };
-        items
-            .iter()
-            .zip(1..)
-            .map(|(item, i)| self.inner(item, format!("{prefix}{what} {i}")))
-            .collect()
+        let prefix = if self.name.is_empty() { String::new() } else { format!("{}, ", self.name) };
+        items.iter().zip(1..).map(|(item, i)| self.inner(item, format!("{prefix}{what} {i}"))).collect()
     }
 
     fn child(&self, key: &str) -> String {
-        if self.name.is_empty() {
-            key.to_string()
-        } else {
-            format!("{}.{key}", self.name)
-        }
+        if self.name.is_empty() { key.to_string() } else { format!("{}.{key}", self.name) }
     }
 
     fn inner(&self, value: &Spanned<DeValue<'t>>, name: String) -> Result<Block<'t>, Box<Fault>> {
         match value.get_ref() {
-            DeValue::Table(table) => Ok(Block {
-                source: self.source,
-                name,
-                span: value.span(),
-                table: table.clone(),
-            }),
-            other => Err(self.fault(
-                value.span(),
-                format!("`{name}` must be a table, not {}", article(other)),
-            )),
+            DeValue::Table(table) => {
+                Ok(Block { source: self.source, name, span: value.span(), table: table.clone() })
+            }
+            other => {
+                Err(self.fault(value.span(), format!("`{name}` must be a table, not {}", article(other))))
+            }
         }
     }
 
@@ -261,10 +225,7 @@ impl<'t> Block<'t> {
             let fault = self.fault(span, format!("unknown key `{first}`{near}"));
             return fault.note(format!("keys here: {}", rest.join(", ")));
         }
-        let key = self
-            .key_around(&span)
-            .map(|key| format!("`{key}`: "))
-            .unwrap_or_default();
+        let key = self.key_around(&span).map(|key| format!("`{key}`: ")).unwrap_or_default();
         if text.starts_with("unknown variant") {
             return self
                 .fault(span, format!("{key}unknown word `{first}`{near}"))
@@ -280,10 +241,7 @@ impl<'t> Block<'t> {
     fn key_around(&self, span: &Range<usize>) -> Option<&str> {
         let holds =
             |value: &Spanned<DeValue<'t>>| value.span().start <= span.start && span.end <= value.span().end;
-        self.table
-            .iter()
-            .find(|(_, value)| holds(value))
-            .map(|(key, _)| key.get_ref().as_ref())
+        self.table.iter().find(|(_, value)| holds(value)).map(|(key, _)| key.get_ref().as_ref())
     }
 }
 
@@ -309,15 +267,10 @@ fn in_plain_words(text: &str) -> String {
         "map" => "a table".to_string(),
         "sequence" => "a list".to_string(),
         other => {
-            let other = other
-                .replace("floating point `", "the number `")
-                .replace("integer `", "the number `");
+            let other =
+                other.replace("floating point `", "the number `").replace("integer `", "the number `");
             let other = other.replace("boolean `", "`").replace('`', "");
-            if other.starts_with("string") {
-                format!("the {other}")
-            } else {
-                other
-            }
+            if other.starts_with("string") { format!("the {other}") } else { other }
         }
     };
     format!("expected {expected}, not {found}")

@@ -157,10 +157,7 @@ pub(super) fn keys() -> Vec<(String, Vec<&'static str>)> {
         ("`[calibration.NAME]`".to_string(), of::<Calibration>()),
         ("a corpus in a file".to_string(), of::<CorpusFile>()),
         ("`[recipe.NAME]`".to_string(), of::<Recipe>()),
-        (
-            "`[[evaluate]]`, metric `perplexity`".to_string(),
-            [&["metric"], &of::<Perplexity>()[..]].concat(),
-        ),
+        ("`[[evaluate]]`, metric `perplexity`".to_string(), [&["metric"], &of::<Perplexity>()[..]].concat()),
         ("`[[expect]]`".to_string(), of::<Expect>()),
     ];
     for name in steps::NAMES {

@@ -45,10 +45,7 @@ impl Plan {
         let mut taken = vec![0; experiment.exclude.len()];
         let mut cells = Vec::new();
         for cell in all {
-            let calibration = cell
-                .calibration
-                .as_ref()
-                .map(|calibration| calibration.name.as_str());
+            let calibration = cell.calibration.as_ref().map(|calibration| calibration.name.as_str());
             match experiment.exclusion_of(&cell.model.label, &cell.recipe.name, calibration) {
                 Some(exclusion) => taken[exclusion] += 1,
                 None => cells.push(cell),
@@ -60,10 +57,7 @@ impl Plan {
             1 => format!("exclude {exclusion}: takes 1 cell away"),
             n => format!("exclude {exclusion}: takes {n} cells away"),
         });
-        Self {
-            notes: notes.collect(),
-            cells,
-        }
+        Self { notes: notes.collect(), cells }
     }
 
     /// Number of measurements.
@@ -91,10 +85,7 @@ fn product(experiment: &Experiment) -> Vec<Cell> {
         };
         for recipe in free() {
             match recipe.needs_seed() {
-                true => experiment
-                    .seeds
-                    .iter()
-                    .for_each(|&seed| add(recipe, None, Some(seed))),
+                true => experiment.seeds.iter().for_each(|&seed| add(recipe, None, Some(seed))),
                 false => add(recipe, None, None),
             }
         }
@@ -130,10 +121,7 @@ impl Cell {
         Names {
             model: &self.model.label,
             recipe: &self.recipe.name,
-            calibration: self
-                .calibration
-                .as_ref()
-                .map(|calibration| calibration.name.as_str()),
+            calibration: self.calibration.as_ref().map(|calibration| calibration.name.as_str()),
             seed: self.seed,
         }
     }
@@ -167,17 +155,9 @@ mod tests {
     fn experiment(models: usize, recipes: &[(bool, bool)], calibrations: usize, seeds: usize) -> Experiment {
         let text = include_str!("../../tests/fixtures/small.toml");
         let mut experiment = Experiment::parse(text, Path::new("small.toml")).unwrap();
-        let hub = |label: &String| ModelSource::Hub {
-            id: label.clone(),
-            revision: None,
-        };
+        let hub = |label: &String| ModelSource::Hub { id: label.clone(), revision: None };
         let labels = (0..models).map(|i| format!("m{i}"));
-        experiment.models = labels
-            .map(|label| Model {
-                source: hub(&label),
-                label,
-            })
-            .collect();
+        experiment.models = labels.map(|label| Model { source: hub(&label), label }).collect();
         let steps = experiment.recipes[0].steps.clone();
         let recipe = |(i, &(needs_calibration, uses_randomness)): (usize, &(bool, bool))| Recipe {
             name: format!("r{i}"),
@@ -222,11 +202,7 @@ mod tests {
             for recipe in &experiment.recipes {
                 let mut sets: Vec<Option<String>> = vec![None];
                 if recipe.needs_calibration {
-                    sets = experiment
-                        .calibrations
-                        .iter()
-                        .map(|c| Some(c.name.clone()))
-                        .collect();
+                    sets = experiment.calibrations.iter().map(|c| Some(c.name.clone())).collect();
                 }
                 for set in sets {
                     for &seed in &experiment.seeds {
@@ -234,10 +210,7 @@ mod tests {
                         let excluded = experiment.exclude.iter().any(|exclusion| {
                             exclusion.model.as_ref().is_none_or(|m| *m == model.label)
                                 && exclusion.recipe.as_ref().is_none_or(|r| *r == recipe.name)
-                                && exclusion
-                                    .calibration
-                                    .as_ref()
-                                    .is_none_or(|c| Some(c) == set.as_ref())
+                                && exclusion.calibration.as_ref().is_none_or(|c| Some(c) == set.as_ref())
                         });
                         if !excluded {
                             cells.insert((model.label.clone(), recipe.name.clone(), set.clone(), seed));
@@ -299,18 +272,10 @@ mod tests {
     fn ids_follow_meaning_and_not_names() {
         let mut experiment = experiment(1, &[(true, false)], 1, 2);
         let ids = |experiment: &Experiment| -> Vec<String> {
-            Plan::new(experiment)
-                .cells
-                .iter()
-                .map(Cell::description_id)
-                .collect()
+            Plan::new(experiment).cells.iter().map(Cell::description_id).collect()
         };
         let before = ids(&experiment);
-        assert!(
-            before
-                .iter()
-                .all(|id| id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit()))
-        );
+        assert!(before.iter().all(|id| id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit())));
         assert_eq!(before.iter().collect::<HashSet<_>>().len(), 3);
 
         experiment.models[0].label = "another-label".into();
@@ -328,10 +293,7 @@ mod tests {
     #[test]
     fn exclusions_say_what_they_took() {
         let mut experiment = experiment(2, &[(false, false)], 1, 1);
-        let exclusion = |model: &str| Exclusion {
-            model: Some(model.into()),
-            ..Default::default()
-        };
+        let exclusion = |model: &str| Exclusion { model: Some(model.into()), ..Default::default() };
         experiment.exclude = vec![exclusion("m1"), exclusion("m*"), exclusion("x")];
         let plan = Plan::new(&experiment);
         assert_eq!(

@@ -62,20 +62,14 @@ impl Selection {
             };
             recipe
                 && self.models.selects(names.model)
-                && names
-                    .calibration
-                    .is_none_or(|name| self.calibrations.selects(name))
+                && names.calibration.is_none_or(|name| self.calibrations.selects(name))
         });
         for cell in &mut plan.cells {
             cell.evaluations
                 .retain(|evaluation| self.tasks.selects_any(&[&evaluation.id(), evaluation.metric()]));
         }
         plan.cells.retain(|cell| !cell.evaluations.is_empty());
-        if plan.cells.is_empty() {
-            Err(SelectionError::Nothing)
-        } else {
-            Ok(plan)
-        }
+        if plan.cells.is_empty() { Err(SelectionError::Nothing) } else { Ok(plan) }
     }
 
     fn check(&self, plan: &Plan) -> Result<(), SelectionError> {
@@ -85,8 +79,7 @@ impl Selection {
         let recipes = cells().map(|cell| cell.recipe.name.clone());
         self.recipes.check(["-r", "-R"], "recipe", recipes.collect())?;
         let calibrations = cells().filter_map(|cell| Some(cell.calibration.as_ref()?.name.clone()));
-        self.calibrations
-            .check(["-c", "-C"], "calibration set", calibrations.collect())?;
+        self.calibrations.check(["-c", "-C"], "calibration set", calibrations.collect())?;
         let metrics = cells().flat_map(|cell| &cell.evaluations);
         let metrics = metrics.flat_map(|evaluation| [evaluation.id(), evaluation.metric().to_string()]);
         self.tasks.check(["-t", "-T"], "metric", metrics.collect())
@@ -100,11 +93,7 @@ impl Globs {
 
     /// As for one name, where a thing goes by several.
     fn selects_any(&self, names: &[&str]) -> bool {
-        let any = |globs: &[String]| {
-            globs
-                .iter()
-                .any(|pattern| names.iter().any(|name| glob(pattern, name)))
-        };
+        let any = |globs: &[String]| globs.iter().any(|pattern| names.iter().any(|name| glob(pattern, name)));
         (self.keep.is_empty() || any(&self.keep)) && !any(&self.drop)
     }
 
@@ -119,9 +108,7 @@ impl Globs {
         names: Vec<String>,
     ) -> Result<(), SelectionError> {
         for (flag, globs) in flags.into_iter().zip([&self.keep, &self.drop]) {
-            if let Some(pattern) = globs
-                .iter()
-                .find(|pattern| !names.iter().any(|name| glob(pattern, name)))
+            if let Some(pattern) = globs.iter().find(|pattern| !names.iter().any(|name| glob(pattern, name)))
             {
                 let mut distinct: Vec<&str> = Vec::new();
                 for name in &names {
@@ -134,11 +121,7 @@ impl Globs {
                     glob: pattern.clone(),
                     what,
                     hint: hint(pattern, distinct.iter().copied()),
-                    names: if distinct.is_empty() {
-                        "none".into()
-                    } else {
-                        distinct.join(", ")
-                    },
+                    names: if distinct.is_empty() { "none".into() } else { distinct.join(", ") },
                 });
             }
         }

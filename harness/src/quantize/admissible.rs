@@ -12,9 +12,7 @@ use crate::quantize::grid::{CONVENTIONS, Convention, Granularity};
 pub fn bits(bits: u8) -> Result<(), String> {
     match bits {
         2..=8 | 16 => Ok(()),
-        _ => Err(format!(
-            "`bits` must be 2 to 8, or 16 for no rounding, not {bits}"
-        )),
+        _ => Err(format!("`bits` must be 2 to 8, or 16 for no rounding, not {bits}")),
     }
 }
 
@@ -30,9 +28,7 @@ pub fn clip(clip: f32) -> Result<(), String> {
 pub fn granularity(given: Granularity, allowed: &str, holds: fn(Granularity) -> bool) -> Result<(), String> {
     match holds(given) {
         true => Ok(()),
-        false => Err(format!(
-            "`granularity` must be {allowed} in this step, not {given}"
-        )),
+        false => Err(format!("`granularity` must be {allowed} in this step, not {given}")),
     }
 }
 
@@ -43,11 +39,8 @@ pub fn convention(given: Option<Convention>, symmetric: bool) -> Result<(), Stri
         return Ok(());
     }
     let word = |symmetric| if symmetric { "symmetric" } else { "asymmetric" };
-    let names: Vec<_> = CONVENTIONS
-        .into_iter()
-        .filter(|c| c.is_symmetric() == symmetric)
-        .map(Convention::name)
-        .collect();
+    let names: Vec<_> =
+        CONVENTIONS.into_iter().filter(|c| c.is_symmetric() == symmetric).map(Convention::name).collect();
     Err(format!(
         "`convention` {} is {}, but this step says symmetric = {symmetric}; {} conventions are {}",
         given.name(),
@@ -59,34 +52,24 @@ pub fn convention(given: Option<Convention>, symmetric: bool) -> Result<(), Stri
 
 /// The convention of a step that names none.
 pub fn default_convention(symmetric: bool) -> Convention {
-    if symmetric {
-        Convention::Absmax
-    } else {
-        Convention::ZeroInRange
-    }
+    if symmetric { Convention::Absmax } else { Convention::ZeroInRange }
 }
 
 /// Sites that linear layers read, each at most once.
 pub fn linear_sites(given: Option<&[String]>) -> Result<(), String> {
     let Some(given) = given else { return Ok(()) };
-    let linear: Vec<_> = Port::ALL
-        .into_iter()
-        .filter(|port| port.has_linears())
-        .map(Port::as_str)
-        .collect();
+    let linear: Vec<_> = Port::ALL.into_iter().filter(|port| port.has_linears()).map(Port::as_str).collect();
     let here = linear.join(", ");
     if given.is_empty() {
         return Err(
-            "`sites` is empty, so the step would do nothing; leave the key out for the default".into(),
+            "`sites` is empty, so the step would do nothing; leave the key out for the default".into()
         );
     }
     for (i, site) in given.iter().enumerate() {
         match Port::parse(site) {
             None => {
                 let near = names::hint(site, Port::ALL.into_iter().map(Port::as_str));
-                return Err(format!(
-                    "`sites` names the unknown site `{site}`{near}; sites here: {here}"
-                ));
+                return Err(format!("`sites` names the unknown site `{site}`{near}; sites here: {here}"));
             }
             Some(port) if !port.has_linears() => {
                 return Err(format!(
@@ -114,10 +97,7 @@ mod tests {
     fn sites_resolve_to_the_order_of_the_forward_pass() {
         let given = ["down_in".to_string(), "attn_in".to_string()];
         assert_eq!(resolve_linear_sites(Some(&given)), ["attn_in", "down_in"]);
-        assert_eq!(
-            resolve_linear_sites(None),
-            ["attn_in", "o_in", "mlp_in", "down_in"]
-        );
+        assert_eq!(resolve_linear_sites(None), ["attn_in", "o_in", "mlp_in", "down_in"]);
     }
 
     #[test]
@@ -126,10 +106,7 @@ mod tests {
             assert_eq!(bits(good), Ok(()));
         }
         for bad in [0, 1, 9, 15, 17, 32] {
-            assert_eq!(
-                bits(bad),
-                Err(format!("`bits` must be 2 to 8, or 16 for no rounding, not {bad}"))
-            );
+            assert_eq!(bits(bad), Err(format!("`bits` must be 2 to 8, or 16 for no rounding, not {bad}")));
         }
         assert_eq!((clip(1.0), clip(f32::MIN_POSITIVE)), (Ok(()), Ok(())));
         for bad in [0.0, -0.5, 1.01, f32::NAN, f32::INFINITY] {

@@ -159,31 +159,19 @@ impl Grid {
                     (lo, hi) = (-1.0, 1.0);
                 }
                 let delta = guarded((hi - lo) / self.n());
-                Scale {
-                    delta,
-                    zero: (-lo / delta).round_ties_even(),
-                }
+                Scale { delta, zero: (-lo / delta).round_ties_even() }
             }
             Convention::Awq => {
                 let delta = (hi - lo).max(1e-5) / self.n();
-                Scale {
-                    delta,
-                    zero: (-lo / delta).round_ties_even().clamp(0.0, self.n()),
-                }
+                Scale { delta, zero: (-lo / delta).round_ties_even().clamp(0.0, self.n()) }
             }
             Convention::AtomAsymmetric => {
                 let delta = (hi - lo).max(1e-5) / self.n();
-                Scale {
-                    delta,
-                    zero: (-lo / delta).round_ties_even(),
-                }
+                Scale { delta, zero: (-lo / delta).round_ties_even() }
             }
             Convention::Omniquant => {
                 let delta = ((hi - lo) / self.n()).clamp(1e-5, 1e4);
-                Scale {
-                    delta,
-                    zero: (-lo / delta).round_ties_even().clamp(-1e4, 1e4),
-                }
+                Scale { delta, zero: (-lo / delta).round_ties_even().clamp(-1e4, 1e4) }
             }
         }
     }
@@ -223,9 +211,7 @@ pub enum Granularity {
 impl Granularity {
     /// `tensor`, `channel`, `token`, `group(n)`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let group = text
-            .strip_prefix("group(")
-            .and_then(|rest| rest.strip_suffix(')'));
+        let group = text.strip_prefix("group(").and_then(|rest| rest.strip_suffix(')'));
         match (text, group) {
             ("tensor", _) => Ok(Self::Tensor),
             ("channel", _) => Ok(Self::Channel),
@@ -234,9 +220,7 @@ impl Granularity {
                 Ok(n) if n > 0 => Ok(Self::Group(n)),
                 _ => Err(format!("a group holds a positive number of channels, not `{n}`")),
             },
-            _ => Err(format!(
-                "unknown granularity `{text}`; expected tensor, channel, token or group(n)"
-            )),
+            _ => Err(format!("unknown granularity `{text}`; expected tensor, channel, token or group(n)")),
         }
     }
 }

@@ -99,16 +99,8 @@ impl StepError {
         if width.is_multiple_of(group) {
             return Ok(());
         }
-        let example = (1..=group.min(width))
-            .rev()
-            .find(|n| width.is_multiple_of(*n))
-            .unwrap_or(1);
-        Err(StepError::GroupWidth {
-            place: place.into(),
-            group,
-            width,
-            example,
-        })
+        let example = (1..=group.min(width)).rev().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
+        Err(StepError::GroupWidth { place: place.into(), group, width, example })
     }
 }
 
@@ -131,11 +123,7 @@ pub fn apply(
         let mut groups = 0u64;
         for (site, group) in decoder.groups_mut() {
             let rule = tap.rules.entry(site).or_default();
-            let mut flight = GroupInFlight {
-                site,
-                group,
-                activation: rule,
-            };
+            let mut flight = GroupInFlight { site, group, activation: rule };
             method.apply(&mut flight).map_err(|e| (key.clone(), e))?;
             groups += 1;
         }
@@ -157,11 +145,7 @@ pub fn page(source: &str) -> String {
     source
         .lines()
         .take_while(|line| line.starts_with("//!"))
-        .map(|line| {
-            line.trim_start_matches("//!")
-                .strip_prefix(' ')
-                .unwrap_or_default()
-        })
+        .map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default())
         .collect::<Vec<_>>()
         .join("\n")
 }

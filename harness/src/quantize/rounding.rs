@@ -63,24 +63,19 @@ pub fn round_slice(values: &mut [f32], grid: Grid, clip: f32) -> Scale {
 
 /// As [`round_slice`], in parallel.
 fn round_slice_parallel(values: &mut [f32], grid: Grid, clip: f32) {
-    let (lo, hi) = values.par_chunks(GRAIN).map(range).reduce(
-        || (f32::INFINITY, f32::NEG_INFINITY),
-        |a, b| (a.0.min(b.0), a.1.max(b.1)),
-    );
+    let (lo, hi) = values
+        .par_chunks(GRAIN)
+        .map(range)
+        .reduce(|| (f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
     let scale = grid.fit(lo, hi, clip);
-    values
-        .par_chunks_mut(GRAIN)
-        .for_each(|chunk| round_with(chunk, grid, scale));
+    values.par_chunks_mut(GRAIN).for_each(|chunk| round_with(chunk, grid, scale));
 }
 
 /// Rounds every run of `width` values with its own scale, in parallel.
 fn round_runs(values: &mut [f32], width: usize, grid: Grid, clip: f32) {
-    values
-        .par_chunks_mut(width)
-        .with_min_len(GRAIN / width + 1)
-        .for_each(|run| {
-            round_slice(run, grid, clip);
-        });
+    values.par_chunks_mut(width).with_min_len(GRAIN / width + 1).for_each(|run| {
+        round_slice(run, grid, clip);
+    });
 }
 
 /// Rounds a weight `[out, in]` and returns it.
@@ -111,9 +106,7 @@ pub fn round_weight(
     if on_host(&device) {
         return Ok(change_in_place(weight, round));
     }
-    let mut data = weight
-        .try_into_data()
-        .expect("a weight can be read from its device");
+    let mut data = weight.try_into_data().expect("a weight can be read from its device");
     round(data.as_mut_slice::<f32>().expect("weights are f32"));
     Ok(Tensor::from_data(data, &device))
 }
@@ -128,10 +121,7 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
         Granularity::Tensor => tokens * channels,
         Granularity::Token | Granularity::Channel => channels,
         Granularity::Group(n) => {
-            assert!(
-                channels.is_multiple_of(n),
-                "groups of {n} do not divide {channels} channels"
-            );
+            assert!(channels.is_multiple_of(n), "groups of {n} do not divide {channels} channels");
             n
         }
     };
@@ -152,10 +142,7 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
 /// Rounds every row of `[runs, width]` with its own scale, by tensor operations.
 pub fn round_on_device(x: Tensor<2>, grid: Grid, clip: f32) -> Tensor<2> {
     let (low, high) = grid.codes();
-    let (q, n) = (
-        ((1u32 << (grid.bits() - 1)) - 1) as f32,
-        ((1u32 << grid.bits()) - 1) as f32,
-    );
+    let (q, n) = (((1u32 << (grid.bits() - 1)) - 1) as f32, ((1u32 << grid.bits()) - 1) as f32);
     let lo = x.clone().min_dim(1) * clip;
     let hi = x.clone().max_dim(1) * clip;
     let m = lo.clone().abs().max_pair(hi.clone().abs());

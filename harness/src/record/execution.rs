@@ -49,10 +49,7 @@ impl Execution {
             started: now_rfc3339(),
             ..Execution::default()
         };
-        Underway {
-            execution,
-            clock: Instant::now(),
-        }
+        Underway { execution, clock: Instant::now() }
     }
 }
 
@@ -84,11 +81,7 @@ pub fn host_name() -> &'static str {
     NAME.get_or_init(|| {
         let name = sysinfo::System::host_name().unwrap_or_default();
         let safe = |c: char| {
-            if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') {
-                c
-            } else {
-                '_'
-            }
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' }
         };
         let name: String = name.chars().take(64).map(safe).collect();
         if name.is_empty() { "unknown".into() } else { name }
@@ -98,37 +91,27 @@ pub fn host_name() -> &'static str {
 /// Peak resident memory of this process so far, bytes. Where the system keeps no peak (only Linux is asked), the
 /// memory resident now; 0 where it tells nothing.
 pub fn peak_memory() -> u64 {
-    std::fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|status| high_water(&status))
-        .unwrap_or_else(|| {
+    std::fs::read_to_string("/proc/self/status").ok().and_then(|status| high_water(&status)).unwrap_or_else(
+        || {
             use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
             let pid = sysinfo::Pid::from_u32(std::process::id());
             let Ok(mut system) = System::new() else { return 0 };
             let only_memory = ProcessRefreshKind::nothing().with_memory();
             system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, only_memory);
             system.process(pid).map_or(0, |process| process.memory())
-        })
+        },
+    )
 }
 
 /// `VmHWM` of `/proc/<pid>/status`, bytes.
 fn high_water(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()
-        .map(|kib| kib * 1024)
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// The time now as RFC 3339 in UTC, to the second: `2026-01-31T09:05:00Z`.
 pub fn now_rfc3339() -> String {
-    rfc3339(
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
-    )
+    rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
 /// Seconds since 1970 as RFC 3339. The date is Howard Hinnant's `civil_from_days`
@@ -141,11 +124,7 @@ fn rfc3339(seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
@@ -160,10 +139,7 @@ mod tests {
         let leap = |y: u64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
         let (mut year, mut month, mut day) = (1970, 1, 1);
         for days in 0..60_000 {
-            assert_eq!(
-                rfc3339(days * 86_400 + 3_723),
-                format!("{year:04}-{month:02}-{day:02}T01:02:03Z")
-            );
+            assert_eq!(rfc3339(days * 86_400 + 3_723), format!("{year:04}-{month:02}-{day:02}T01:02:03Z"));
             let length = match month {
                 2 => 28 + u64::from(leap(year)),
                 4 | 6 | 9 | 11 => 30,
@@ -200,18 +176,10 @@ mod tests {
         let execution = underway.finish();
         assert_eq!((execution.forward_seconds, execution.tokens), (0.75, 30));
         assert!((0.02..60.0).contains(&execution.seconds));
-        assert!(
-            execution.peak_memory >= block.len() as u64,
-            "{}",
-            execution.peak_memory
-        );
+        assert!(execution.peak_memory >= block.len() as u64, "{}", execution.peak_memory);
         assert!(execution.threads >= 1 && !execution.host.is_empty());
         let revision = execution.revision.trim_end_matches("-dirty");
         let hexadecimal = revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
-        assert!(
-            hexadecimal || execution.revision == "unknown",
-            "{}",
-            execution.revision
-        );
+        assert!(hexadecimal || execution.revision == "unknown", "{}", execution.revision);
     }
 }

@@ -71,10 +71,7 @@ mod tests {
             cell_id("w", "t", &steps(), Some("c"), None),
         ];
         assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
-        assert!(
-            ids.iter()
-                .all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))
-        );
+        assert!(ids.iter().all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())));
     }
 
     #[test]
@@ -90,9 +87,7 @@ mod tests {
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
-            any::<f64>()
-                .prop_filter("finite", |x| x.is_finite())
-                .prop_map(Value::from),
+            any::<f64>().prop_filter("finite", |x| x.is_finite()).prop_map(Value::from),
             any::<String>().prop_map(Value::from),
         ];
         leaf.prop_recursive(3, 24, 4, |inner| {
@@ -106,12 +101,9 @@ mod tests {
 
     fn reversed_keys(value: &Value) -> Value {
         match value {
-            Value::Object(map) => Value::Object(
-                map.iter()
-                    .rev()
-                    .map(|(k, v)| (k.clone(), reversed_keys(v)))
-                    .collect(),
-            ),
+            Value::Object(map) => {
+                Value::Object(map.iter().rev().map(|(k, v)| (k.clone(), reversed_keys(v))).collect())
+            }
             Value::Array(items) => items.iter().map(reversed_keys).collect(),
             other => other.clone(),
         }

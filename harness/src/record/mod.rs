@@ -218,13 +218,7 @@ pub struct Contents {
 pub fn measurement_key(metric: &str, version: u32) -> String {
     let readable: String = metric
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '=') {
-                c
-            } else {
-                '_'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '=') { c } else { '_' })
         .collect();
     let hash = blake3::hash(format!("{metric}\u{0}{version}").as_bytes()).to_hex();
     format!("{}-{}", &readable[..readable.len().min(120)], &hash[..12])
@@ -232,9 +226,7 @@ pub fn measurement_key(metric: &str, version: u32) -> String {
 
 /// blake3 of a value's [canonical JSON](canonical_json), in hexadecimal.
 pub fn canonical_hash(value: &Value) -> String {
-    blake3::hash(canonical_json(value).as_bytes())
-        .to_hex()
-        .to_string()
+    blake3::hash(canonical_json(value).as_bytes()).to_hex().to_string()
 }
 
 /// A value as JSON that does not depend on the order of keys: keys sorted by code point, no white space, floats as

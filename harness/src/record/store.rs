@@ -52,11 +52,7 @@ impl Store {
 
     /// [`Store::open`] with other file operations: for tests that let them fail.
     pub fn open_with(dir: &Path, files: Arc<dyn Files>) -> Result<Store, StoreError> {
-        let store = Store {
-            dir: dir.into(),
-            files,
-            read_only: false,
-        };
+        let store = Store { dir: dir.into(), files, read_only: false };
         store.ensure_dir(dir)?;
         let marker = dir.join("store.json");
         // Also where the marker exists: a folder that cannot be written is refused now and not after hours of work.
@@ -64,11 +60,7 @@ impl Store {
         match store.read_marker()? {
             Some(_) => Ok(()),
             None => store
-                .place_new(
-                    &stage,
-                    &format::encode(&Marker { schema: SCHEMA }, &marker)?,
-                    &marker,
-                )
+                .place_new(&stage, &format::encode(&Marker { schema: SCHEMA }, &marker)?, &marker)
                 .map(drop),
         }?;
         drop(stage);
@@ -85,11 +77,7 @@ impl Store {
             }
             Err(e) => return Err(StoreError::io("read", dir, e)),
         }
-        let store = Store {
-            dir: dir.into(),
-            files: Arc::new(Disk),
-            read_only: true,
-        };
+        let store = Store { dir: dir.into(), files: Arc::new(Disk), read_only: true };
         store.read_marker()?;
         Ok(store)
     }
@@ -126,9 +114,7 @@ impl Store {
         } else {
             self.write_synced(&stage.path().join("cell.json"), &bytes)?;
             let measurements = stage.path().join("measurements");
-            self.files
-                .create_dir(&measurements)
-                .map_err(|e| StoreError::io("create", &measurements, e))?;
+            self.files.create_dir(&measurements).map_err(|e| StoreError::io("create", &measurements, e))?;
             self.sync(stage.path())?;
             match self.files.rename(stage.path(), &folder) {
                 Ok(()) => return self.sync(&cells),
@@ -152,10 +138,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.writable()?;
         let path = self.measurement_path(&measured.cell, &measured.metric, measured.version)?;
-        for (what, number) in [
-            ("value", Some(measured.value)),
-            ("standard error", measured.stderr),
-        ] {
+        for (what, number) in [("value", Some(measured.value)), ("standard error", measured.stderr)] {
             if let Some(number) = number.filter(|n| !n.is_finite()) {
                 let what = format!("the {what} of `{}` is {number}", measured.metric);
                 return Err(StoreError::NotFinite { what, path });
@@ -176,9 +159,7 @@ impl Store {
                 return Ok(());
             }
         }
-        let stored = self
-            .measurement(&cell, &metric, version)?
-            .ok_or_else(|| vanished(&path))?;
+        let stored = self.measurement(&cell, &metric, version)?.ok_or_else(|| vanished(&path))?;
         same_result(&path, stored.result_hash, envelope.result_hash)
     }
 
@@ -190,10 +171,7 @@ impl Store {
         };
         let envelope: Envelope<CellResult> = format::unseal(&bytes, &path)?;
         if envelope.result.id != id {
-            return Err(format::corrupt(
-                &path,
-                format!("it is the cell {}", envelope.result.id),
-            ));
+            return Err(format::corrupt(&path, format!("it is the cell {}", envelope.result.id)));
         }
         Ok(Some(envelope))
     }
@@ -211,10 +189,7 @@ impl Store {
     /// Records a failure in place of an earlier one of the same cell or measurement. Its `schema` is set here.
     pub fn record_failure(&self, failure: Failure) -> Result<(), StoreError> {
         self.writable()?;
-        let failure = Failure {
-            schema: SCHEMA,
-            ..failure
-        };
+        let failure = Failure { schema: SCHEMA, ..failure };
         let path = self.failure_path(&failure.cell, failure.metric.as_deref())?;
         let bytes = format::encode(&failure, &path)?;
         self.ensure_dir(&self.dir.join("failures"))?;
@@ -238,37 +213,28 @@ impl Store {
     /// The last failure of a cell (`metric` is `None`) or of one of its measurements.
     pub fn failure(&self, cell: &str, metric: Option<&str>) -> Result<Option<Failure>, StoreError> {
         let path = self.failure_path(cell, metric)?;
-        read(&path)?
-            .map(|bytes| format::decode(&bytes, &path))
-            .transpose()
+        read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
     }
 
     /// Replaces the manifest. Its `schema` is set here.
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
         self.writable()?;
         let path = self.dir.join("manifest.json");
-        let manifest = Manifest {
-            schema: SCHEMA,
-            ..manifest.clone()
-        };
+        let manifest = Manifest { schema: SCHEMA, ..manifest.clone() };
         self.replace(&format::encode(&manifest, &path)?, &path)
     }
 
     /// The manifest, once there is one.
     pub fn read_manifest(&self) -> Result<Option<Manifest>, StoreError> {
         let path = self.dir.join("manifest.json");
-        read(&path)?
-            .map(|bytes| format::decode(&bytes, &path))
-            .transpose()
+        read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
     }
 
     /// Everything published, sorted; an empty manifest where there is none. Fails on the first file that cannot be
     /// trusted.
     pub fn contents(&self) -> Result<Contents, StoreError> {
-        let mut contents = Contents {
-            manifest: self.read_manifest()?.unwrap_or_default(),
-            ..Contents::default()
-        };
+        let mut contents =
+            Contents { manifest: self.read_manifest()?.unwrap_or_default(), ..Contents::default() };
         for folder in entries(&self.dir.join("cells"))? {
             // A folder whose `cell.json` was deleted waits for the next run, with the measurements in it.
             let id = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -287,9 +253,7 @@ impl Store {
             (&m.result.cell, &m.result.metric, m.result.version)
         }
         contents.measurements.sort_by(|a, b| key(a).cmp(&key(b)));
-        contents
-            .failures
-            .sort_by(|a, b| (&a.cell, &a.metric).cmp(&(&b.cell, &b.metric)));
+        contents.failures.sort_by(|a, b| (&a.cell, &a.metric).cmp(&(&b.cell, &b.metric)));
         Ok(contents)
     }
 
@@ -314,27 +278,16 @@ impl Store {
     }
 
     fn failure_path(&self, cell: &str, metric: Option<&str>) -> Result<PathBuf, StoreError> {
-        Ok(self
-            .dir
-            .join("failures")
-            .join(format!("{}.json", unit_name(cell, metric)?)))
+        Ok(self.dir.join("failures").join(format!("{}.json", unit_name(cell, metric)?)))
     }
 
     fn read_marker(&self) -> Result<Option<Marker>, StoreError> {
         let path = self.dir.join("store.json");
-        read(&path)?
-            .map(|bytes| format::decode(&bytes, &path))
-            .transpose()
+        read(&path)?.map(|bytes| format::decode(&bytes, &path)).transpose()
     }
 
     fn writable(&self) -> Result<(), StoreError> {
-        if self.read_only {
-            Err(StoreError::ReadOnly {
-                path: self.dir.clone(),
-            })
-        } else {
-            Ok(())
-        }
+        if self.read_only { Err(StoreError::ReadOnly { path: self.dir.clone() }) } else { Ok(()) }
     }
 
     /// Creates a folder and those above it, where they are missing.
@@ -357,15 +310,11 @@ impl Store {
     }
 
     fn sync(&self, path: &Path) -> Result<(), StoreError> {
-        self.files
-            .sync(path)
-            .map_err(|e| StoreError::io("write", path, e))
+        self.files.sync(path).map_err(|e| StoreError::io("write", path, e))
     }
 
     fn write_synced(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        self.files
-            .write(path, bytes)
-            .map_err(|e| StoreError::io("write", path, e))?;
+        self.files.write(path, bytes).map_err(|e| StoreError::io("write", path, e))?;
         self.sync(path)
     }
 
@@ -385,9 +334,7 @@ impl Store {
         let stage = Stage::new(self)?;
         let draft = stage.path().join("draft.json");
         self.write_synced(&draft, bytes)?;
-        self.files
-            .rename(&draft, target)
-            .map_err(|e| StoreError::io("write", target, e))?;
+        self.files.rename(&draft, target).map_err(|e| StoreError::io("write", target, e))?;
         self.sync(target.parent().unwrap_or(&self.dir))
     }
 }
@@ -414,11 +361,7 @@ fn same_result(path: &Path, stored: String, computed: String) -> Result<(), Stor
     if stored == computed {
         Ok(())
     } else {
-        Err(StoreError::Conflict {
-            path: path.into(),
-            stored,
-            computed,
-        })
+        Err(StoreError::Conflict { path: path.into(), stored, computed })
     }
 }
 
@@ -446,10 +389,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
         Ok(entries) => {
             for entry in entries {
                 let path = entry.map_err(failed)?.path();
-                if !path
-                    .file_name()
-                    .is_some_and(|n| n.to_string_lossy().starts_with('.'))
-                {
+                if !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
                     paths.push(path);
                 }
             }

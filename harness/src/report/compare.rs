@@ -18,15 +18,7 @@ pub struct Tolerances {
 }
 
 /// The columns that name a row.
-const KEYS: [&str; 7] = [
-    "model",
-    "recipe",
-    "calibration",
-    "seed",
-    "reading",
-    "metric",
-    "protocol",
-];
+const KEYS: [&str; 7] = ["model", "recipe", "calibration", "seed", "reading", "metric", "protocol"];
 
 /// A row in which two summaries disagree.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,17 +67,10 @@ impl fmt::Display for Difference {
             DifferenceKind::OnlyInSecond => write!(f, "only in the second summary"),
             DifferenceKind::OnlyInFirst => write!(f, "only in the first summary"),
             DifferenceKind::Repeated => write!(f, "occurs more than once"),
-            DifferenceKind::Field {
-                column,
-                first,
-                second,
-            } => write!(f, "{column} is {first:?} and {second:?}"),
-            DifferenceKind::Value {
-                first,
-                second,
-                relative,
-                tolerance,
-            } => {
+            DifferenceKind::Field { column, first, second } => {
+                write!(f, "{column} is {first:?} and {second:?}")
+            }
+            DifferenceKind::Value { first, second, relative, tolerance } => {
                 write!(
                     f,
                     "{first} and {second} differ by {:.4} %, allowed are {:.4} %",
@@ -112,51 +97,28 @@ pub fn compare_summaries(
     differences.extend(repeated);
     for (key, a) in &first_rows {
         let Some(b) = second_rows.remove(key) else {
-            differences.push(Difference {
-                row: key.clone(),
-                kind: DifferenceKind::OnlyInFirst,
-            });
+            differences.push(Difference { row: key.clone(), kind: DifferenceKind::OnlyInFirst });
             continue;
         };
         for column in ["status", "n"] {
             let (a, b) = (field(a, column), field(&b, column));
             if a != b {
-                let kind = DifferenceKind::Field {
-                    column,
-                    first: a.to_owned(),
-                    second: b.to_owned(),
-                };
-                differences.push(Difference {
-                    row: key.clone(),
-                    kind,
-                });
+                let kind = DifferenceKind::Field { column, first: a.to_owned(), second: b.to_owned() };
+                differences.push(Difference { row: key.clone(), kind });
             }
         }
         if let (Some(x), Some(y)) = (number(a, first)?, number(&b, second)?) {
-            let tolerance = if field(a, "reading") == "quantized" {
-                tolerances.quantized
-            } else {
-                tolerances.original
-            };
+            let tolerance =
+                if field(a, "reading") == "quantized" { tolerances.quantized } else { tolerances.original };
             let relative = if x == y { 0.0 } else { (y - x).abs() / x.abs() };
             if relative.is_nan() || relative > tolerance {
-                let kind = DifferenceKind::Value {
-                    first: x,
-                    second: y,
-                    relative,
-                    tolerance,
-                };
-                differences.push(Difference {
-                    row: key.clone(),
-                    kind,
-                });
+                let kind = DifferenceKind::Value { first: x, second: y, relative, tolerance };
+                differences.push(Difference { row: key.clone(), kind });
             }
         }
     }
-    differences.extend(second_rows.into_keys().map(|row| Difference {
-        row,
-        kind: DifferenceKind::OnlyInSecond,
-    }));
+    differences
+        .extend(second_rows.into_keys().map(|row| Difference { row, kind: DifferenceKind::OnlyInSecond }));
     Ok(differences)
 }
 
@@ -164,21 +126,12 @@ type Fields = BTreeMap<String, String>;
 
 /// The rows of a summary by their keys, and a difference for each key that occurs again.
 fn read(path: &Path) -> Result<(Vec<Difference>, BTreeMap<String, Fields>), ReportError> {
-    let unreadable = |message: String| ReportError::Summary {
-        path: path.to_owned(),
-        message,
-    };
-    let text = std::fs::read_to_string(path).map_err(|source| ReportError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let unreadable = |message: String| ReportError::Summary { path: path.to_owned(), message };
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ReportError::Read { path: path.to_owned(), source })?;
     let header = text.lines().next().unwrap_or_default();
     let columns: Vec<&str> = header.trim_end().split(',').collect();
-    if let Some(missing) = KEYS
-        .iter()
-        .chain(&["value", "n", "status"])
-        .find(|key| !columns.contains(key))
-    {
+    if let Some(missing) = KEYS.iter().chain(&["value", "n", "status"]).find(|key| !columns.contains(key)) {
         return Err(unreadable(format!("it has no column `{missing}`")));
     }
     let mut repeated = Vec::new();
@@ -186,10 +139,7 @@ fn read(path: &Path) -> Result<(Vec<Difference>, BTreeMap<String, Fields>), Repo
     for record in frame::read_csv(&text).map_err(|error| unreadable(error.to_string()))? {
         let key = KEYS.map(|column| field(&record, column)).join(" · ");
         if rows.insert(key.clone(), record).is_some() {
-            repeated.push(Difference {
-                row: key,
-                kind: DifferenceKind::Repeated,
-            });
+            repeated.push(Difference { row: key, kind: DifferenceKind::Repeated });
         }
     }
     Ok((repeated, rows))

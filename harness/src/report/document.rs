@@ -24,11 +24,7 @@ pub fn tables(contents: &Contents) -> Vec<Table> {
         .filter(|id| rows.iter().any(|row| row.metric == *id))
         .map(|id| {
             let (name, protocol) = metric::split(id);
-            let caption = if protocol.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{name} ({protocol})")
-            };
+            let caption = if protocol.is_empty() { name.to_owned() } else { format!("{name} ({protocol})") };
             pivot(&caption, &rows, &[id])
         })
         .collect();
@@ -49,45 +45,28 @@ pub fn block(contents: &Contents, folder: &str, drawings: &[Drawing]) -> String 
     if !manifest.reference.is_empty() {
         parts.push(format!("**Reference.** {}", prose(&manifest.reference)));
     }
-    if let Some(analysis) = manifest
-        .analysis
-        .as_deref()
-        .filter(|analysis| !analysis.trim().is_empty())
-    {
+    if let Some(analysis) = manifest.analysis.as_deref().filter(|analysis| !analysis.trim().is_empty()) {
         parts.push(format!("## Analysis\n\n{}", prose(analysis)));
     }
     parts.push("## Results".to_owned());
-    parts.extend(
-        tables(contents)
-            .iter()
-            .map(|table| Markdown.write(table).trim_end().to_owned()),
-    );
+    parts.extend(tables(contents).iter().map(|table| Markdown.write(table).trim_end().to_owned()));
     parts.push(
         "Every measurement with all its digits: [summary.csv](summary.csv), [summary.parquet](summary.parquet).".to_owned(),
     );
     for drawing in drawings {
         let (stem, caption) = (&drawing.stem, &drawing.caption);
         // Who cannot see the picture hears what it is, and reads the rest of the caption below it as everybody does.
-        let what = caption
-            .split_once(". ")
-            .map_or(caption.as_str(), |(what, _)| what);
+        let what = caption.split_once(". ").map_or(caption.as_str(), |(what, _)| what);
         parts.push(format!(
             "![{}]({FIGURES}/{stem}.svg)\n\n{} ([PNG]({FIGURES}/{stem}.png))",
             escape(what),
             escape(caption)
         ));
     }
-    let notes: Vec<String> = manifest
-        .notes
-        .iter()
-        .cloned()
-        .chain(rows::warnings(contents))
-        .collect();
+    let notes: Vec<String> = manifest.notes.iter().cloned().chain(rows::warnings(contents)).collect();
     if !notes.is_empty() {
-        let lines: Vec<String> = notes
-            .iter()
-            .map(|note| format!("- {}", prose(note).replace('\n', " ")))
-            .collect();
+        let lines: Vec<String> =
+            notes.iter().map(|note| format!("- {}", prose(note).replace('\n', " "))).collect();
         parts.push(format!("## Notes\n\n{}", lines.join("\n")));
     }
     parts.push(format!("*{}*", escape(&provenance(contents))));
@@ -99,11 +78,7 @@ fn provenance(contents: &Contents) -> String {
     let manifest = &contents.manifest;
     let rows = rows::rows(contents);
     let planned = manifest.cells.len();
-    let complete = |id: &str| {
-        rows.iter()
-            .filter(|row| row.cell.id == id)
-            .all(|row| row.value().is_some())
-    };
+    let complete = |id: &str| rows.iter().filter(|row| row.cell.id == id).all(|row| row.value().is_some());
     let measured = manifest.cells.iter().filter(|cell| complete(&cell.id)).count();
     let failed = pivot::distinct(rows.iter().filter(|row| is_failed(row)).map(|row| &row.cell.id)).len();
 
@@ -115,11 +90,8 @@ fn provenance(contents: &Contents) -> String {
         .map(|envelope| &envelope.execution)
         .collect();
     let all = |pick: fn(&crate::record::Execution) -> &str| -> Vec<&str> {
-        let values: BTreeSet<&str> = executions
-            .iter()
-            .map(|e| pick(e))
-            .filter(|value| !value.is_empty())
-            .collect();
+        let values: BTreeSet<&str> =
+            executions.iter().map(|e| pick(e)).filter(|value| !value.is_empty()).collect();
         values.into_iter().collect()
     };
     let (versions, devices) = (all(|e| &e.version), all(|e| &e.device));

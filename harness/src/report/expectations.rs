@@ -71,27 +71,18 @@ pub fn table(contents: &Contents) -> Option<Table> {
         ("verdict", Kind::Text),
         ("source", Kind::Text),
     ];
-    let mut table = Table::new(
-        "Expectations",
-        columns.map(|(name, kind)| Column::new(name, kind)).to_vec(),
-    );
+    let mut table = Table::new("Expectations", columns.map(|(name, kind)| Column::new(name, kind)).to_vec());
     for (expectation, verdict) in judged {
         let (measured, word) = match verdict {
             Verdict::Met { measured } => (Some(measured), "met"),
             Verdict::Missed { measured } => (Some(measured), "missed"),
             Verdict::NotMeasured => (None, "not measured"),
         };
-        let number = |value, digits| Cell::Number {
-            value,
-            stderr: None,
-            digits,
-        };
+        let number = |value, digits| Cell::Number { value, stderr: None, digits };
         let difference = |measured: f64| {
             // As many decimals as the measured value has beside it.
             let shown = number(measured, Digits::Significant(4)).spelled();
-            let decimals = shown
-                .and_then(|(text, _)| Some(text.split_once('.')?.1.len()))
-                .unwrap_or(0);
+            let decimals = shown.and_then(|(text, _)| Some(text.split_once('.')?.1.len())).unwrap_or(0);
             number(measured - expectation.value, Digits::Decimals(decimals))
         };
         table.rows.push(vec![

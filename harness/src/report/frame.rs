@@ -60,18 +60,14 @@ pub fn from_table(table: &Table) -> DataFrame {
 /// The frame as CSV text.
 pub fn csv(frame: &mut DataFrame) -> String {
     let mut bytes = Vec::new();
-    CsvWriter::new(&mut bytes)
-        .finish(frame)
-        .expect("writing CSV to memory cannot fail");
+    CsvWriter::new(&mut bytes).finish(frame).expect("writing CSV to memory cannot fail");
     String::from_utf8(bytes).expect("polars writes UTF-8")
 }
 
 /// The frame as the bytes of a Parquet file.
 pub fn parquet(frame: &mut DataFrame) -> Vec<u8> {
     let mut bytes = Vec::new();
-    ParquetWriter::new(&mut bytes)
-        .finish(frame)
-        .expect("writing Parquet to memory cannot fail");
+    ParquetWriter::new(&mut bytes).finish(frame).expect("writing Parquet to memory cannot fail");
     bytes
 }
 
@@ -113,16 +109,8 @@ mod tests {
                 table::Column::new("value", Kind::Number),
             ],
         );
-        table.rows.push(vec![
-            Cell::text("a, \"b\""),
-            Cell::Missing,
-            Cell::exact(17.000000000000004),
-        ]);
-        table.rows.push(vec![
-            Cell::text("ü"),
-            Cell::Missing,
-            Cell::Failed { stage: "load".into() },
-        ]);
+        table.rows.push(vec![Cell::text("a, \"b\""), Cell::Missing, Cell::exact(17.000000000000004)]);
+        table.rows.push(vec![Cell::text("ü"), Cell::Missing, Cell::Failed { stage: "load".into() }]);
         table
     }
 
@@ -131,14 +119,8 @@ mod tests {
         let bytes = parquet(&mut from_table(&example()));
         assert_eq!(bytes, parquet(&mut from_table(&example())));
         let frame = ParquetReader::new(Cursor::new(bytes)).finish().unwrap();
-        assert_eq!(
-            frame.dtypes(),
-            [DataType::String, DataType::UInt64, DataType::Float64]
-        );
-        assert_eq!(
-            frame.column("value").unwrap().f64().unwrap().get(0),
-            Some(17.000000000000004)
-        );
+        assert_eq!(frame.dtypes(), [DataType::String, DataType::UInt64, DataType::Float64]);
+        assert_eq!(frame.column("value").unwrap().f64().unwrap().get(0), Some(17.000000000000004));
         assert_eq!(frame.column("value").unwrap().f64().unwrap().get(1), None);
         assert_eq!(frame.column("seed").unwrap().null_count(), 2);
     }
@@ -146,10 +128,7 @@ mod tests {
     #[test]
     fn csv_reads_back() {
         let text = csv(&mut from_table(&example()));
-        assert_eq!(
-            text,
-            "name,seed,value\n\"a, \"\"b\"\"\",,17.000000000000004\nü,,\n"
-        );
+        assert_eq!(text, "name,seed,value\n\"a, \"\"b\"\"\",,17.000000000000004\nü,,\n");
         let records = read_csv(&text).unwrap();
         assert_eq!(records[0]["name"], "a, \"b\"");
         assert_eq!(records[0]["value"], "17.000000000000004");

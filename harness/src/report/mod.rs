@@ -95,11 +95,7 @@ pub enum ReportError {
 }
 
 fn format_names() -> String {
-    tables::FORMATS
-        .iter()
-        .map(|format| format.name())
-        .collect::<Vec<_>>()
-        .join(", ")
+    tables::FORMATS.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// What [`write()`] left on disk.
@@ -159,10 +155,8 @@ pub fn write_contents(dir: &Path, contents: &Contents) -> Result<Written, Report
     let files = generate(dir, contents, former.as_deref())?;
     let figures = dir.join(document::FIGURES);
     if files.iter().any(|(path, _)| path.starts_with(&figures)) {
-        std::fs::create_dir_all(&figures).map_err(|source| ReportError::Write {
-            path: figures.clone(),
-            source,
-        })?;
+        std::fs::create_dir_all(&figures)
+            .map_err(|source| ReportError::Write { path: figures.clone(), source })?;
     }
     for (path, bytes) in &files {
         replace(path, bytes)?;
@@ -173,10 +167,8 @@ pub fn write_contents(dir: &Path, contents: &Contents) -> Result<Written, Report
     let kept: BTreeSet<&PathBuf> = files.iter().map(|(path, _)| path).collect();
     for path in former.iter().flat_map(|readme| linked_figures(dir, readme)) {
         if !kept.contains(&path) && path.exists() {
-            std::fs::remove_file(&path).map_err(|source| ReportError::Write {
-                path: path.clone(),
-                source,
-            })?;
+            std::fs::remove_file(&path)
+                .map_err(|source| ReportError::Write { path: path.clone(), source })?;
             removed.push(path);
         }
     }
@@ -185,14 +177,8 @@ pub fn write_contents(dir: &Path, contents: &Contents) -> Result<Written, Report
     Ok(Written {
         files: files.into_iter().map(|(path, _)| path).collect(),
         removed,
-        gaps: rows::rows(contents)
-            .iter()
-            .filter(|row| row.value().is_none())
-            .count(),
-        missed: expectations::judge(contents)
-            .iter()
-            .filter(|judged| missed(judged))
-            .count(),
+        gaps: rows::rows(contents).iter().filter(|row| row.value().is_none()).count(),
+        missed: expectations::judge(contents).iter().filter(|judged| missed(judged)).count(),
     })
 }
 
@@ -213,15 +199,9 @@ pub fn check_contents(dir: &Path, contents: &Contents) -> Result<Vec<Stale>, Rep
     for (path, bytes) in generate(dir, contents, read_readme(dir)?.as_deref())? {
         match std::fs::read(&path) {
             Ok(found) if found == bytes => {}
-            Ok(_) => stale.push(Stale {
-                path,
-                reason: StaleReason::Differs,
-            }),
+            Ok(_) => stale.push(Stale { path, reason: StaleReason::Differs }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                stale.push(Stale {
-                    path,
-                    reason: StaleReason::Missing,
-                });
+                stale.push(Stale { path, reason: StaleReason::Missing });
             }
             Err(source) => return Err(ReportError::Read { path, source }),
         }
@@ -235,9 +215,7 @@ pub fn check_contents(dir: &Path, contents: &Contents) -> Result<Vec<Stale>, Rep
 /// Where the records cannot be read or no format has this name.
 pub fn print(dir: &Path, format: &str) -> Result<String, ReportError> {
     // The name first: a typing error should not wait for the records.
-    let format = tables::find(format).ok_or_else(|| ReportError::Format {
-        name: format.to_owned(),
-    })?;
+    let format = tables::find(format).ok_or_else(|| ReportError::Format { name: format.to_owned() })?;
     Ok(print_contents(&read(dir)?, format))
 }
 
@@ -246,10 +224,7 @@ pub fn print_contents(contents: &Contents, format: &dyn tables::TableFormat) -> 
     if format.long() {
         return format.write(&rows::long_table(contents));
     }
-    let tables: Vec<String> = document::tables(contents)
-        .iter()
-        .map(|table| format.write(table))
-        .collect();
+    let tables: Vec<String> = document::tables(contents).iter().map(|table| format.write(table)).collect();
     tables.join("\n")
 }
 
@@ -267,11 +242,7 @@ fn generate(
     let drawings = figures::draw_all(contents)?;
     let block = document::block(contents, &folder, &drawings);
     let path = dir.join("README.md");
-    let title = if contents.manifest.experiment.is_empty() {
-        &folder
-    } else {
-        &contents.manifest.experiment
-    };
+    let title = if contents.manifest.experiment.is_empty() { &folder } else { &contents.manifest.experiment };
     let readme = splice::splice(&path, readme, title, &block)?;
     let mut summary = frame::from_table(&rows::long_table(contents));
 
@@ -281,10 +252,8 @@ fn generate(
         (dir.join("summary.parquet"), frame::parquet(&mut summary)),
     ];
     for drawing in &drawings {
-        let file = |extension: &str| {
-            dir.join(document::FIGURES)
-                .join(format!("{}.{extension}", drawing.stem))
-        };
+        let file =
+            |extension: &str| dir.join(document::FIGURES).join(format!("{}.{extension}", drawing.stem));
         files.push((file("svg"), drawing.svg()?.into_bytes()));
         files.push((file("png"), drawing.png()?));
     }
@@ -311,11 +280,8 @@ fn linked_figures(dir: &Path, readme: &str) -> Vec<PathBuf> {
     let block = readme.split_once(splice::BEGIN).map_or("", |(_, rest)| rest);
     let block = block.split_once(splice::END).map_or(block, |(block, _)| block);
     let start = format!("]({}/", document::FIGURES);
-    let names = block
-        .split(start.as_str())
-        .skip(1)
-        .filter_map(|rest| rest.split_once(')'))
-        .map(|(name, _)| name);
+    let names =
+        block.split(start.as_str()).skip(1).filter_map(|rest| rest.split_once(')')).map(|(name, _)| name);
     names
         .filter(|name| !name.contains('/') && (name.ends_with(".svg") || name.ends_with(".png")))
         .map(|name| dir.join(document::FIGURES).join(name))
@@ -324,10 +290,7 @@ fn linked_figures(dir: &Path, readme: &str) -> Vec<PathBuf> {
 
 /// Writes a file so that a reader sees the old bytes or the new ones, never a part.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
-    let failure = |source: std::io::Error| ReportError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let failure = |source: std::io::Error| ReportError::Write { path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     // Temporary files are private; a report is as readable as the user's other files.

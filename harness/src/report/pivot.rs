@@ -51,11 +51,8 @@ pub fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 /// The pivot of `rows` over `metrics`: value ± standard error and ratio to the original, one pair of columns for each
 /// model and metric id.
 pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
-    let rows: Vec<Row<'_>> = rows
-        .iter()
-        .filter(|row| metrics.contains(&row.metric) && is_final(row))
-        .copied()
-        .collect();
+    let rows: Vec<Row<'_>> =
+        rows.iter().filter(|row| metrics.contains(&row.metric) && is_final(row)).copied().collect();
     let keys = row_keys(&rows);
     let models = distinct(rows.iter().map(|row| row.cell.model.as_str()));
     let by_calibration = distinct(keys.iter().filter_map(|key| key.1)).len() > 1;
@@ -71,11 +68,7 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
     let mut measured = Vec::new();
     for model in &models {
         for metric in metrics {
-            let name = if metrics.len() > 1 {
-                format!("{model} · {metric}")
-            } else {
-                (*model).to_owned()
-            };
+            let name = if metrics.len() > 1 { format!("{model} · {metric}") } else { (*model).to_owned() };
             columns.push(Column::new(&name, Kind::Number));
             columns.push(Column::new(&format!("{name} ÷ original"), Kind::Number));
             measured.push((*model, *metric));
@@ -94,20 +87,13 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
         for (model, metric) in &measured {
             let of_column = |row: &&Row<'_>| row.cell.model == *model && row.metric == *metric;
             let row = rows.iter().filter(of_column).find(|row| row_key(row) == key);
-            let original = rows
-                .iter()
-                .filter(of_column)
-                .find(|row| row.cell.recipe == ORIGINAL);
+            let original = rows.iter().filter(of_column).find(|row| row.cell.recipe == ORIGINAL);
             let original = original.and_then(Row::value);
             cells.push(row.map_or(Cell::Missing, cell));
             cells.push(match (row.and_then(Row::value), original) {
                 (Some(value), Some(original)) if original != 0.0 && key.0 != ORIGINAL => {
                     let ratio = value / original;
-                    Cell::Number {
-                        value: ratio,
-                        stderr: None,
-                        digits: ratio_digits(ratio),
-                    }
+                    Cell::Number { value: ratio, stderr: None, digits: ratio_digits(ratio) }
                 }
                 _ => Cell::Missing,
             });
@@ -117,42 +103,28 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
 
     let directions = distinct(metrics.iter().filter_map(|id| metric::direction(id).words()));
     if let [words] = directions.as_slice() {
-        let stderr = rows
-            .iter()
-            .any(|row| matches!(row.outcome, Outcome::Measured(m) if m.stderr.is_some()));
+        let stderr = rows.iter().any(|row| matches!(row.outcome, Outcome::Measured(m) if m.stderr.is_some()));
         let errors = if stderr { "; ± one standard error" } else { "" };
         table.notes.push(format!("{words}{errors}"));
     }
-    table.notes.extend(
-        failures(&rows)
-            .into_iter()
-            .map(|(labels, failure)| failure_note(&labels, failure)),
-    );
+    table.notes.extend(failures(&rows).into_iter().map(|(labels, failure)| failure_note(&labels, failure)));
     table
 }
 
 /// The cell of a pivot that shows this row.
 fn cell(row: &Row<'_>) -> Cell {
     match row.outcome {
-        Outcome::Measured(m) => Cell::Number {
-            value: m.value,
-            stderr: m.stderr,
-            digits: Digits::Significant(4),
-        },
-        Outcome::Failed(failure) => Cell::Failed {
-            stage: failure.stage.clone(),
-        },
+        Outcome::Measured(m) => {
+            Cell::Number { value: m.value, stderr: m.stderr, digits: Digits::Significant(4) }
+        }
+        Outcome::Failed(failure) => Cell::Failed { stage: failure.stage.clone() },
         Outcome::Missing => Cell::Missing,
     }
 }
 
 /// Three decimals show a change of 0.1 %; beyond tenfold nobody reads them.
 fn ratio_digits(ratio: f64) -> Digits {
-    if ratio.abs() < 10.0 {
-        Digits::Decimals(3)
-    } else {
-        Digits::Significant(3)
-    }
+    if ratio.abs() < 10.0 { Digits::Decimals(3) } else { Digits::Significant(3) }
 }
 
 /// The failures behind `rows`, each once, with the labels of the rows it spoiled.
@@ -172,11 +144,7 @@ pub fn failures<'a>(rows: &[Row<'a>]) -> Vec<(Vec<String>, &'a Failure)> {
 }
 
 fn failure_note(labels: &[String], failure: &Failure) -> String {
-    let cure = if failure.cure.is_empty() {
-        String::new()
-    } else {
-        format!(". Cure: {}", failure.cure)
-    };
+    let cure = if failure.cure.is_empty() { String::new() } else { format!(". Cure: {}", failure.cure) };
     format!(
         "{} failed at {}: {}{cure}",
         labels.join(", "),

@@ -55,10 +55,7 @@ pub fn rows(contents: &Contents) -> Vec<Row<'_>> {
     for envelope in &contents.measurements {
         let result = &envelope.result;
         if newest.get(result.metric.as_str()) == Some(&result.version) {
-            measured
-                .entry((&result.cell, &result.metric))
-                .or_default()
-                .push(result);
+            measured.entry((&result.cell, &result.metric)).or_default().push(result);
         }
     }
     for results in measured.values_mut() {
@@ -67,11 +64,7 @@ pub fn rows(contents: &Contents) -> Vec<Row<'_>> {
 
     let mut rows = Vec::new();
     for cell in &contents.manifest.cells {
-        let reading = if cell.recipe == ORIGINAL {
-            Reading::Original
-        } else {
-            Reading::Quantized
-        };
+        let reading = if cell.recipe == ORIGINAL { Reading::Original } else { Reading::Quantized };
         for metric in &cell.metrics {
             if let Some(results) = measured.get(&(cell.id.as_str(), metric.as_str())) {
                 rows.extend(results.iter().map(|&result| Row {
@@ -88,12 +81,7 @@ pub fn rows(contents: &Contents) -> Vec<Row<'_>> {
                 .filter(|failure| failure.cell == cell.id)
                 .find(|failure| failure.metric.as_ref().is_none_or(|failed| failed == metric));
             let outcome = failure.map_or(Outcome::Missing, Outcome::Failed);
-            rows.push(Row {
-                cell,
-                reading,
-                metric,
-                outcome,
-            });
+            rows.push(Row { cell, reading, metric, outcome });
         }
     }
     rows
@@ -113,12 +101,7 @@ pub fn metrics(contents: &Contents) -> Vec<&str> {
 /// What a reader must know before trusting the rows: measurements of an older version that were left out.
 pub fn warnings(contents: &Contents) -> Vec<String> {
     let newest = newest_versions(contents);
-    let planned: Vec<&str> = contents
-        .manifest
-        .cells
-        .iter()
-        .map(|cell| cell.id.as_str())
-        .collect();
+    let planned: Vec<&str> = contents.manifest.cells.iter().map(|cell| cell.id.as_str()).collect();
     let mut outdated: BTreeMap<(&str, u32), usize> = BTreeMap::new();
     for result in contents.measurements.iter().map(|envelope| &envelope.result) {
         let superseded = contents.measurements.iter().any(|other| {
@@ -166,10 +149,7 @@ pub fn long_table(contents: &Contents) -> Table {
         ("n", Kind::Count),
         ("status", Kind::Text),
     ];
-    let mut table = Table::new(
-        "Measurements",
-        columns.map(|(name, kind)| Column::new(name, kind)).to_vec(),
-    );
+    let mut table = Table::new("Measurements", columns.map(|(name, kind)| Column::new(name, kind)).to_vec());
     for row in rows(contents) {
         let (name, protocol) = metric::split(row.metric);
         let (value, stderr, n, status) = match row.outcome {
@@ -179,12 +159,9 @@ pub fn long_table(contents: &Contents) -> Table {
                 Cell::Count(result.n),
                 "ok".to_owned(),
             ),
-            Outcome::Failed(failure) => (
-                Cell::Missing,
-                Cell::Missing,
-                Cell::Missing,
-                format!("failed: {}", failure.stage),
-            ),
+            Outcome::Failed(failure) => {
+                (Cell::Missing, Cell::Missing, Cell::Missing, format!("failed: {}", failure.stage))
+            }
             Outcome::Missing => (Cell::Missing, Cell::Missing, Cell::Missing, "missing".to_owned()),
         };
         table.rows.push(vec![

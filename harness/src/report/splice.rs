@@ -31,16 +31,10 @@ pub fn splice(path: &Path, readme: Option<&str>, title: &str, block: &str) -> Re
             };
             Ok(format!("{readme}{gap}{block}\n"))
         }
-        (Some(begin), Some(end)) if begin < end && begins == 1 && ends == 1 => Ok(format!(
-            "{}{block}{}",
-            &readme[..begin],
-            &readme[end + END.len()..]
-        )),
-        _ => Err(ReportError::Markers {
-            path: path.to_owned(),
-            begins,
-            ends,
-        }),
+        (Some(begin), Some(end)) if begin < end && begins == 1 && ends == 1 => {
+            Ok(format!("{}{block}{}", &readme[..begin], &readme[end + END.len()..]))
+        }
+        _ => Err(ReportError::Markers { path: path.to_owned(), begins, ends }),
     }
 }
 
@@ -55,21 +49,12 @@ mod tests {
     #[test]
     fn text_around_the_block_is_kept_to_the_byte() {
         let readme = format!("# Mine\r\n\nbefore {BEGIN}\nold\n{END} after\n\n");
-        assert_eq!(
-            spliced(Some(&readme)),
-            format!("# Mine\r\n\nbefore {BEGIN}\nnew\n{END} after\n\n")
-        );
+        assert_eq!(spliced(Some(&readme)), format!("# Mine\r\n\nbefore {BEGIN}\nnew\n{END} after\n\n"));
     }
 
     #[test]
     fn a_readme_without_a_block_gets_one_at_its_end_and_splicing_again_changes_nothing() {
-        for readme in [
-            None,
-            Some(""),
-            Some("# Mine"),
-            Some("# Mine\n"),
-            Some("# Mine\n\n"),
-        ] {
+        for readme in [None, Some(""), Some("# Mine"), Some("# Mine\n"), Some("# Mine\n\n")] {
             let once = spliced(readme);
             assert!(once.starts_with(readme.unwrap_or("# quickstart\n\n")));
             assert!(once.ends_with(&format!("{BEGIN}\nnew\n{END}\n")));

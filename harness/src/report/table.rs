@@ -84,22 +84,14 @@ pub enum Digits {
 impl Table {
     /// A table without rows.
     pub fn new(caption: &str, columns: Vec<Column>) -> Self {
-        Table {
-            caption: caption.to_owned(),
-            columns,
-            rows: Vec::new(),
-            notes: Vec::new(),
-        }
+        Table { caption: caption.to_owned(), columns, rows: Vec::new(), notes: Vec::new() }
     }
 }
 
 impl Column {
     /// A column of this name and kind.
     pub fn new(name: &str, kind: Kind) -> Self {
-        Column {
-            name: name.to_owned(),
-            kind,
-        }
+        Column { name: name.to_owned(), kind }
     }
 
     /// Words stand left, numbers right.
@@ -119,21 +111,12 @@ impl Cell {
 
     /// A number with every digit it has.
     pub fn exact(value: f64) -> Self {
-        Cell::Number {
-            value,
-            stderr: None,
-            digits: Digits::Exact,
-        }
+        Cell::Number { value, stderr: None, digits: Digits::Exact }
     }
 
     /// The value and the standard error as a reader sees them, or `None` where the cell is no number.
     pub fn spelled(&self) -> Option<(String, Option<String>)> {
-        let Cell::Number {
-            value,
-            stderr,
-            digits,
-        } = self
-        else {
+        let Cell::Number { value, stderr, digits } = self else {
             return None;
         };
         let places = match digits {
@@ -146,20 +129,13 @@ impl Cell {
                 for_value.max(for_error).clamp(0, 6) as usize
             }
         };
-        Some((
-            format!("{value:.places$}"),
-            stderr.map(|stderr| format!("{stderr:.places$}")),
-        ))
+        Some((format!("{value:.places$}"), stderr.map(|stderr| format!("{stderr:.places$}"))))
     }
 }
 
 /// Digits before the decimal point: 1 for 5.47, 2 for 54.7, 0 for 0.547, −1 for 0.0547.
 fn magnitude(value: f64) -> i32 {
-    if value == 0.0 || !value.is_finite() {
-        1
-    } else {
-        value.abs().log10().floor() as i32 + 1
-    }
+    if value == 0.0 || !value.is_finite() { 1 } else { value.abs().log10().floor() as i32 + 1 }
 }
 
 #[cfg(test)]
@@ -167,35 +143,17 @@ mod tests {
     use super::*;
 
     fn spelled(value: f64, stderr: Option<f64>, digits: Digits) -> (String, Option<String>) {
-        Cell::Number {
-            value,
-            stderr,
-            digits,
-        }
-        .spelled()
-        .unwrap()
+        Cell::Number { value, stderr, digits }.spelled().unwrap()
     }
 
     #[test]
     fn significant_digits_follow_the_size_of_the_value_and_of_its_error() {
         let four = Digits::Significant(4);
         assert_eq!(spelled(5.4731, None, four), ("5.473".into(), None));
-        assert_eq!(
-            spelled(17.5412, Some(0.3149), four),
-            ("17.54".into(), Some("0.31".into()))
-        );
-        assert_eq!(
-            spelled(123456.7, Some(4321.0), four),
-            ("123457".into(), Some("4321".into()))
-        );
-        assert_eq!(
-            spelled(5.4731, Some(0.00021), four),
-            ("5.4731".into(), Some("0.0002".into()))
-        );
-        assert_eq!(
-            spelled(0.0, Some(0.0), four),
-            ("0.000".into(), Some("0.000".into()))
-        );
+        assert_eq!(spelled(17.5412, Some(0.3149), four), ("17.54".into(), Some("0.31".into())));
+        assert_eq!(spelled(123456.7, Some(4321.0), four), ("123457".into(), Some("4321".into())));
+        assert_eq!(spelled(5.4731, Some(0.00021), four), ("5.4731".into(), Some("0.0002".into())));
+        assert_eq!(spelled(0.0, Some(0.0), four), ("0.000".into(), Some("0.000".into())));
         assert_eq!(spelled(1e-12, None, four), ("0.000000".into(), None));
     }
 

@@ -23,11 +23,7 @@ struct Fault {
 
 impl Fault {
     fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
-        Self {
-            stage,
-            message: message.to_string(),
-            cure: cure.to_string(),
-        }
+        Self { stage, message: message.to_string(), cure: cure.to_string() }
     }
 }
 
@@ -60,23 +56,23 @@ impl Sweep<'_> {
             Ok(source) => source,
             Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
         };
-        let made = catching("load", self.options.device, || {
-            let device = &self.options.device.device;
-            let mut decoder = source.checkpoint.load(device).map_err(|e| {
-                Fault::new(
-                    "load",
-                    e,
-                    "mend or fetch the checkpoint again, then run with --retry-failed",
-                )
-            })?;
-            let (tap, fitted) = quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
-                Fault::new(
-                    "quantize",
-                    format!("step {step}: {e}"),
-                    "change the recipe in the experiment file",
-                )
-            })?;
-            Ok((decoder, tap, fitted))
+        let made = catching(self.options.device, "load", || {
+            let cure = "mend or fetch the checkpoint again, then run with --retry-failed";
+            let loaded = source.checkpoint.load(&self.options.device.device);
+            loaded.map_err(|e| Fault::new("load", e, cure))
+        });
+        let made = made.and_then(|mut decoder| {
+            catching(self.options.device, "quantize", || {
+                let (tap, fitted) =
+                    quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
+                        Fault::new(
+                            "quantize",
+                            format!("step {step}: {e}"),
+                            "change the recipe in the experiment file",
+                        )
+                    })?;
+                Ok((decoder, tap, fitted))
+            })
         });
         let (decoder, tap, fitted) = match made {
             Ok(made) => made,
@@ -108,9 +104,7 @@ impl Sweep<'_> {
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
         let metric = evaluation.id();
-        let Ok(source) = &self.sources[&cell.model.label] else {
-            return Ok(());
-        };
+        let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
         let windows = match self.texts.windows(evaluation, &source.checkpoint) {
             Ok(windows) => windows,
             Err(e) => {
@@ -121,7 +115,7 @@ impl Sweep<'_> {
         let interrupt = self.interrupt;
         let observer = &mut *self.observer;
         let mut interrupted = false;
-        let measured = catching("evaluate", self.options.device, || {
+        let measured = catching(self.options.device, "evaluate", || {
             let mut model = DecoderModel::new(decoder, tap);
             let measured: Result<Measured, EvaluateError> =
                 perplexity::measure(&mut model, &windows.windows, &mut |done, total| {
@@ -162,11 +156,7 @@ impl Sweep<'_> {
         detail.extend(measured.detail);
         let result = MeasurementResult {
             cell: id.into(),
-            reading: if cell.recipe.is_original() {
-                Reading::Original
-            } else {
-                Reading::Quantized
-            },
+            reading: if cell.recipe.is_original() { Reading::Original } else { Reading::Quantized },
             metric: metric.clone(),
             version: evaluation.version(),
             value: measured.value,
@@ -175,8 +165,7 @@ impl Sweep<'_> {
             detail,
         };
         let seconds = underway.seconds();
-        self.store
-            .publish_measurement(result.clone(), underway.finish())?;
+        self.store.publish_measurement(result.clone(), underway.finish())?;
         self.store.clear_failure(id, Some(&metric))?;
         self.summary.measured += 1;
         self.measured(cell, &result, false, seconds);
@@ -203,19 +192,15 @@ impl Sweep<'_> {
         };
         self.store.record_failure(failure.clone())?;
         self.summary.failed += 1;
-        self.observer.event(Event::Failed {
-            cell,
-            failure: &failure,
-            earlier: false,
-        });
+        self.observer.event(Event::Failed { cell, failure: &failure, earlier: false });
         Ok(())
     }
 }
 
 /// Runs device work so that a panic of the framework or its driver becomes a fault.
 fn catching<T>(
-    stage: &'static str,
     device: &crate::device::Selected,
+    stage: &'static str,
     work: impl FnOnce() -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -224,10 +209,8 @@ fn catching<T>(
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
             .unwrap_or_else(|| "no message".into());
-        let cure = format!(
-            "{} gave up: try less memory (fewer or shorter windows) or --device cpu",
-            device.name
-        );
+        let cure =
+            format!("{} gave up: try less memory (fewer or shorter windows) or --device cpu", device.name);
         Err(Fault::new(stage, format!("panic: {message}"), cure))
     })
 }

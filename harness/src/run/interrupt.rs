@@ -73,15 +73,10 @@ mod tests {
         };
         let say = |word: &str| {
             let mut out = std::io::stdout();
-            writeln!(out, "\n{word}")
-                .and_then(|()| out.flush())
-                .expect("the parent reads");
+            writeln!(out, "\n{word}").and_then(|()| out.flush()).expect("the parent reads");
         };
         let interrupt = Interrupt::install().expect("a fresh process");
-        assert!(
-            Interrupt::install().is_err(),
-            "the second handler must be refused"
-        );
+        assert!(Interrupt::install().is_err(), "the second handler must be refused");
         say("ready");
         let started = Instant::now();
         while !interrupt.requested() {
@@ -97,9 +92,7 @@ mod tests {
 
     fn start(part: &str) -> (Child, BufReader<ChildStdout>) {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["a_process_that_works", "--ignored", "--nocapture"])
-            .env(PART, part);
+        command.args(["a_process_that_works", "--ignored", "--nocapture"]).env(PART, part);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         wait_for(&mut out, "ready");
@@ -110,21 +103,12 @@ mod tests {
         let mut line = String::new();
         while line.trim() != word {
             line.clear();
-            assert!(
-                out.read_line(&mut line).unwrap() > 0,
-                "the process ended without `{word}`"
-            );
+            assert!(out.read_line(&mut line).unwrap() > 0, "the process ended without `{word}`");
         }
     }
 
     fn signal(child: &Child, name: &str) {
-        assert!(
-            Command::new("kill")
-                .args([name, &child.id().to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
     }
 
     fn end(mut child: Child) -> ExitStatus {
@@ -137,11 +121,7 @@ mod tests {
             let (child, mut out) = start("willing");
             signal(&child, name);
             wait_for(&mut out, "requested");
-            assert_eq!(
-                end(child).code(),
-                Some(7),
-                "{name}: the process itself decides its exit code"
-            );
+            assert_eq!(end(child).code(), Some(7), "{name}: the process itself decides its exit code");
         }
     }
 

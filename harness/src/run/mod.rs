@@ -204,10 +204,7 @@ pub fn sweep(
     sweep.open_models();
     if interrupt.requested() {
         // Not every id is known, and a manifest without them would hide what is measured.
-        return Ok(Summary {
-            interrupted: true,
-            ..Summary::default()
-        });
+        return Ok(Summary { interrupted: true, ..Summary::default() });
     }
     sweep.forget_unopened()?;
     sweep.check_texts()?;
@@ -301,19 +298,12 @@ impl Sweep<'_> {
                 let Some(known) = self.store.measurement(&id, &metric, evaluation.version())? else {
                     continue;
                 };
-                let Some(stored) = self
-                    .texts
-                    .other(evaluation, &source.checkpoint, &known.result.detail)
+                let Some(stored) = self.texts.other(evaluation, &source.checkpoint, &known.result.detail)
                 else {
                     continue;
                 };
                 let (results, found) = (self.options.results.clone(), self.texts.hash(evaluation).into());
-                return Err(RunError::OtherText {
-                    metric,
-                    results,
-                    stored,
-                    found,
-                });
+                return Err(RunError::OtherText { metric, results, stored, found });
             }
         }
         Ok(())
@@ -343,11 +333,7 @@ impl Sweep<'_> {
         let missing = self.missing(cell, &id)?;
         self.tell_known(cell, &id)?;
         if !missing.is_empty() {
-            self.observer.event(Event::CellStarted {
-                index,
-                total: self.plan.cells.len(),
-                cell,
-            });
+            self.observer.event(Event::CellStarted { index, total: self.plan.cells.len(), cell });
             self.compute(cell, &id, &missing)?;
         }
         drop(claim);
@@ -362,10 +348,7 @@ impl Sweep<'_> {
         let mut missing = Vec::new();
         for (position, evaluation) in cell.evaluations.iter().enumerate() {
             let metric = evaluation.id();
-            let there = self
-                .store
-                .measurement(id, &metric, evaluation.version())?
-                .is_some();
+            let there = self.store.measurement(id, &metric, evaluation.version())?.is_some();
             let failed = !self.options.retry_failed && self.store.failure(id, Some(&metric))?.is_some();
             if !there && !failed {
                 missing.push(position);
@@ -379,28 +362,18 @@ impl Sweep<'_> {
         let whole = self.store.failure(id, None)?;
         if let Some(failure) = whole.filter(|_| !self.options.retry_failed) {
             self.summary.failed += 1;
-            self.observer.event(Event::Failed {
-                cell,
-                failure: &failure,
-                earlier: true,
-            });
+            self.observer.event(Event::Failed { cell, failure: &failure, earlier: true });
         }
         for evaluation in &cell.evaluations {
             let metric = evaluation.id();
             if let Some(found) = self.store.measurement(id, &metric, evaluation.version())? {
                 self.summary.reused += 1;
                 self.measured(cell, &found.result, true, 0.0);
-            } else if let Some(failure) = self
-                .store
-                .failure(id, Some(&metric))?
-                .filter(|_| !self.options.retry_failed)
+            } else if let Some(failure) =
+                self.store.failure(id, Some(&metric))?.filter(|_| !self.options.retry_failed)
             {
                 self.summary.failed += 1;
-                self.observer.event(Event::Failed {
-                    cell,
-                    failure: &failure,
-                    earlier: true,
-                });
+                self.observer.event(Event::Failed { cell, failure: &failure, earlier: true });
             }
         }
         Ok(())
@@ -408,12 +381,7 @@ impl Sweep<'_> {
 
     /// Tells of a value and checks it against its anchors.
     fn measured(&mut self, cell: &Cell, measurement: &MeasurementResult, reused: bool, seconds: f64) {
-        self.observer.event(Event::Measured {
-            cell,
-            measurement,
-            reused,
-            seconds,
-        });
+        self.observer.event(Event::Measured { cell, measurement, reused, seconds });
         let calibration = cell.calibration.as_ref().map(|c| c.name.as_str());
         for expectation in &self.expectations {
             let concerned = expectation.model == cell.model.label
@@ -422,10 +390,7 @@ impl Sweep<'_> {
                 && (expectation.calibration.is_none() || expectation.calibration.as_deref() == calibration);
             if concerned && (measurement.value - expectation.value).abs() > expectation.tolerance {
                 self.summary.missed += 1;
-                self.observer.event(Event::Missed {
-                    expectation,
-                    value: measurement.value,
-                });
+                self.observer.event(Event::Missed { expectation, value: measurement.value });
             }
         }
     }
@@ -458,11 +423,7 @@ fn manifest(experiment: &Experiment, plan: &Plan) -> Manifest {
         question: experiment.question.clone(),
         reference: experiment.reference.clone(),
         analysis: experiment.analysis.clone(),
-        models: experiment
-            .models
-            .iter()
-            .map(|model| model.label.clone())
-            .collect(),
+        models: experiment.models.iter().map(|model| model.label.clone()).collect(),
         recipes,
         calibrations: experiment.calibrations.iter().map(|c| c.name.clone()).collect(),
         cells: plan

@@ -94,11 +94,7 @@ impl Source {
     /// model, so what config.json says of the architecture enters with them.
     pub fn cell_id(&self, cell: &Cell) -> String {
         let architecture = format!("{:?}", self.checkpoint.architecture());
-        let weights = format!(
-            "{}/{}",
-            self.identity.weights,
-            blake3::hash(architecture.as_bytes()).to_hex()
-        );
+        let weights = format!("{}/{}", self.identity.weights, blake3::hash(architecture.as_bytes()).to_hex());
         cell_id(&weights, &self.identity.tokenizer, &steps(cell), None, cell.seed)
     }
 
@@ -113,11 +109,7 @@ impl Source {
 
 /// The steps of a cell's recipe as they enter its id.
 pub fn steps(cell: &Cell) -> Vec<Value> {
-    cell.recipe
-        .steps
-        .iter()
-        .map(|step| serde_json::to_value(step).expect("a step is plain data"))
-        .collect()
+    cell.recipe.steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
 }
 
 /// Opens the checkpoint of a source and says where it came from.
@@ -159,10 +151,7 @@ fn find_folder(path: &Path, folder: Option<&Path>) -> Result<PathBuf, SourceErro
         Some(found) => Ok(found.clone()),
         None => {
             let looked: Vec<_> = candidates.iter().map(|c| c.display().to_string()).collect();
-            Err(SourceError::NoFolder {
-                path: path.display().to_string(),
-                looked: looked.join(" and "),
-            })
+            Err(SourceError::NoFolder { path: path.display().to_string(), looked: looked.join(" and ") })
         }
     }
 }

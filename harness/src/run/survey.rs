@@ -77,7 +77,11 @@ pub fn survey(plan: &Plan, options: &ModelOptions, results: &Path) -> Result<Sur
     Ok(Survey { models, cells })
 }
 
-fn describe(source: &Result<source::Source, source::SourceError>, from: &ModelSource, longest: usize) -> Model {
+fn describe(
+    source: &Result<source::Source, source::SourceError>,
+    from: &ModelSource,
+    longest: usize,
+) -> Model {
     match (source, from) {
         (Ok(source), _) => {
             Model::Here { parameters: source.identity.parameters, memory: source.memory(longest) }

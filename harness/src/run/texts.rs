@@ -52,17 +52,12 @@ impl Texts {
             let corpus = evaluation.corpus();
             let key = format!("{corpus:?}");
             if !texts.contains_key(&key) {
-                let text = corpus::load(corpus, options).map_err(|source| RunError::Corpus {
-                    metric: evaluation.id(),
-                    source,
-                })?;
+                let text = corpus::load(corpus, options)
+                    .map_err(|source| RunError::Corpus { metric: evaluation.id(), source })?;
                 texts.insert(key, text);
             }
         }
-        Ok(Self {
-            texts,
-            windows: BTreeMap::new(),
-        })
+        Ok(Self { texts, windows: BTreeMap::new() })
     }
 
     /// The windows of an evaluation under a checkpoint's tokenizer.

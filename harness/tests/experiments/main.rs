@@ -11,10 +11,7 @@ mod refused;
 const SMALL: &str = include_str!("../fixtures/small.toml");
 
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate is in the repository")
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the repository").to_path_buf()
 }
 
 fn parse(text: &str) -> Result<Experiment, String> {
@@ -23,11 +20,7 @@ fn parse(text: &str) -> Result<Experiment, String> {
 
 /// The small experiment with one piece of text replaced.
 fn with(from: &str, to: &str) -> Result<Experiment, String> {
-    assert_eq!(
-        SMALL.matches(from).count(),
-        1,
-        "`{from}` must stand once in the fixture"
-    );
+    assert_eq!(SMALL.matches(from).count(), 1, "`{from}` must stand once in the fixture");
     parse(&SMALL.replace(from, to))
 }
 
@@ -45,22 +38,14 @@ fn defaults_are_written_out() {
     assert_eq!(experiment.seeds, [0]);
     assert_eq!(
         (experiment.name.as_str(), experiment.evaluations[0].id().as_str()),
-        (
-            "x",
-            "perplexity/gptq/builtin-stories-held-out/256/bos=every/windows=24"
-        )
+        ("x", "perplexity/gptq/builtin-stories-held-out/256/bos=every/windows=24")
     );
 }
 
 #[test]
 fn what_is_allowed_and_not_meant_is_a_warning() {
-    let warnings = |experiment: Experiment| {
-        experiment
-            .warnings
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-    };
+    let warnings =
+        |experiment: Experiment| experiment.warnings.iter().map(ToString::to_string).collect::<Vec<_>>();
     let unused =
         "recipe `unused` (line 15) is defined but not swept: name it in [sweep] recipes, or delete it";
     assert_eq!(warnings(parse(SMALL).unwrap()), [unused]);
@@ -83,23 +68,11 @@ fn models_come_from_three_places() {
         id: id.into(),
         revision: revision.map(Into::into),
     };
-    assert_eq!(
-        source("", "builtin/tiny-llama"),
-        Ok(ModelSource::Builtin("builtin/tiny-llama".into()))
-    );
+    assert_eq!(source("", "builtin/tiny-llama"), Ok(ModelSource::Builtin("builtin/tiny-llama".into())));
     assert_eq!(source("", "a/b"), Ok(hub("a/b", None)));
-    assert_eq!(
-        source("[model.\"a/b\"]\nrevision = \"main\"", "a/b"),
-        Ok(hub("a/b", Some("main")))
-    );
-    assert_eq!(
-        source("[model.old]\nid = \"a/b\"\nrevision = \"v1\"", "old"),
-        Ok(hub("a/b", Some("v1")))
-    );
-    assert_eq!(
-        source("[model.here]\npath = \"f\"", "here"),
-        Ok(ModelSource::Local { path: "f".into() })
-    );
+    assert_eq!(source("[model.\"a/b\"]\nrevision = \"main\"", "a/b"), Ok(hub("a/b", Some("main"))));
+    assert_eq!(source("[model.old]\nid = \"a/b\"\nrevision = \"v1\"", "old"), Ok(hub("a/b", Some("v1"))));
+    assert_eq!(source("[model.here]\npath = \"f\"", "here"), Ok(ModelSource::Local { path: "f".into() }));
     for (block, name, complaint) in [
         (
             "[model.\"a/b\"]\npath = \"f\"",
@@ -111,21 +84,9 @@ fn models_come_from_three_places() {
             "here",
             "`revision` belongs to a hub id, not to a local folder",
         ),
-        (
-            "[model.here]\npath = \"f\"\nid = \"a/b\"",
-            "here",
-            "a model has `path` or `id`, not both",
-        ),
-        (
-            "[model.here]\nrevision = \"v1\"",
-            "here",
-            "`here` is no hub id, which reads organisation/name",
-        ),
-        (
-            "[model.\"builtin/x\"]\npath = \"f\"",
-            "builtin/x",
-            "`builtin/x`: the names builtin/… are taken",
-        ),
+        ("[model.here]\npath = \"f\"\nid = \"a/b\"", "here", "a model has `path` or `id`, not both"),
+        ("[model.here]\nrevision = \"v1\"", "here", "`here` is no hub id, which reads organisation/name"),
+        ("[model.\"builtin/x\"]\npath = \"f\"", "builtin/x", "`builtin/x`: the names builtin/… are taken"),
     ] {
         let message = source(block, name).unwrap_err();
         assert!(message.lines().next().unwrap().ends_with(complaint), "{message}");
@@ -139,23 +100,15 @@ fn expectations_must_meet_a_measurement() {
             "{SMALL}\n[[expect]]\nmodel = \"{model}\"\nrecipe = \"{recipe}\"\nmetric = \"{metric}\"\nvalue = 5.0\ntolerance = 0.1\nsource = \"own\"\n{more}"
         ))
     };
-    let (model, metric) = (
-        "builtin/tiny-llama",
-        "perplexity/gptq/builtin-stories-held-out/256/bos=every/windows=24",
-    );
-    assert_eq!(
-        expect(model, "original", metric, "").unwrap().expectations.len(),
-        1
-    );
+    let (model, metric) =
+        ("builtin/tiny-llama", "perplexity/gptq/builtin-stories-held-out/256/bos=every/windows=24");
+    assert_eq!(expect(model, "original", metric, "").unwrap().expectations.len(), 1);
     for (result, complaint) in [
         (
             expect("builtin/tiny-lama", "w8", metric, ""),
             "no planned measurement has the model `builtin/tiny-lama` (did you mean `builtin/tiny-llama`?)",
         ),
-        (
-            expect(model, "unused", metric, ""),
-            "no planned measurement has the recipe `unused`",
-        ),
+        (expect(model, "unused", metric, ""), "no planned measurement has the recipe `unused`"),
         (
             expect(model, "w8", &metric.replace("/windows=24", ""), ""),
             "no planned measurement has the metric `perplexity/gptq/builtin-stories-held-out/256/bos=every` (did you mean `perplexity/gptq/builtin-stories-held-out/256/bos=every/windows=24`?)",
@@ -177,11 +130,7 @@ fn expectations_must_meet_a_measurement() {
     let text = format!(
         "{SMALL}\n[[expect]]\nmodel = \"{model}\"\nrecipe = \"w8\"\nmetric = \"{metric}\"\nvalue = nan\ntolerance = 0.1\nsource = \"own\""
     );
-    assert!(
-        parse(&text)
-            .unwrap_err()
-            .contains("`value` must be a finite number, not NaN")
-    );
+    assert!(parse(&text).unwrap_err().contains("`value` must be a finite number, not NaN"));
 }
 
 #[test]
@@ -208,20 +157,14 @@ fn text_that_is_no_toml_names_the_place() {
     let message = parse("question = \"x\nreference = 3").unwrap_err();
     assert!(message.starts_with("x.toml:1:"), "{message}");
     let message = parse("").unwrap_err();
-    assert!(
-        message.starts_with("x.toml:1:1: the key `question` is missing"),
-        "{message}"
-    );
+    assert!(message.starts_with("x.toml:1:1: the key `question` is missing"), "{message}");
 }
 
 #[test]
 fn every_key_stands_in_the_docs() {
     let page = std::fs::read_to_string(repository().join("docs/format.md")).unwrap();
     let blocks = experiment::keys();
-    assert!(
-        blocks.len() >= 11 && blocks.iter().all(|(_, keys)| !keys.is_empty()),
-        "{blocks:?}"
-    );
+    assert!(blocks.len() >= 11 && blocks.iter().all(|(_, keys)| !keys.is_empty()), "{blocks:?}");
     for (block, keys) in blocks {
         for key in keys {
             assert!(
@@ -235,11 +178,8 @@ fn every_key_stands_in_the_docs() {
 #[test]
 fn the_example_of_the_docs_parses_and_plans() {
     let page = std::fs::read_to_string(repository().join("docs/format.md")).unwrap();
-    let example = page
-        .split("```toml\n")
-        .nth(1)
-        .and_then(|rest| rest.split("```").next())
-        .expect("an example");
+    let example =
+        page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
     let experiment =
         Experiment::parse(example, Path::new("docs/format.md")).unwrap_or_else(|fault| panic!("{fault}"));
     // 3 models × (original + 2 recipes), less one exclusion; the calibration set and the seed multiply nothing.
@@ -256,22 +196,14 @@ fn shipped_experiments_parse_and_plan_without_warnings() {
             let experiment = Experiment::read(&path).unwrap_or_else(|error| panic!("{error}"));
             let plan = Plan::new(&experiment);
             assert!(plan.cells.len() > experiment.models.len(), "{}", path.display());
-            assert_eq!(
-                (experiment.warnings, plan.notes),
-                (vec![], vec![]),
-                "{}",
-                path.display()
-            );
+            assert_eq!((experiment.warnings, plan.notes), (vec![], vec![]), "{}", path.display());
             names.push(experiment.name);
         }
     }
     let page = std::fs::read_to_string(repository().join("experiments/README.md")).unwrap();
     assert!(names.len() >= 3, "{names:?}");
     for name in names {
-        assert!(
-            page.contains(&format!("`{name}.toml`")),
-            "experiments/README.md does not name {name}.toml"
-        );
+        assert!(page.contains(&format!("`{name}.toml`")), "experiments/README.md does not name {name}.toml");
     }
 }
 
@@ -279,10 +211,7 @@ fn shipped_experiments_parse_and_plan_without_warnings() {
 fn filters_keep_and_drop_by_glob() {
     let plan = || Plan::new(&parse(SMALL).unwrap());
     let names = |plan: Plan| {
-        plan.cells
-            .iter()
-            .map(|cell| format!("{} {}", cell.model.label, cell.recipe.name))
-            .collect::<Vec<_>>()
+        plan.cells.iter().map(|cell| format!("{} {}", cell.model.label, cell.recipe.name)).collect::<Vec<_>>()
     };
     let globs = |keep: &[&str], drop: &[&str]| Globs {
         keep: keep.iter().map(ToString::to_string).collect(),
@@ -299,40 +228,18 @@ fn filters_keep_and_drop_by_glob() {
             "meta-llama/Llama-2-7b-hf w8",
         ]
     );
-    let one = Selection {
-        models: globs(&["builtin/*"], &[]),
-        recipes: globs(&["w4"], &[]),
-        ..all.clone()
-    };
-    assert_eq!(
-        names(one.apply(plan()).unwrap()),
-        ["builtin/tiny-llama original", "builtin/tiny-llama w4"]
-    );
-    let bare = Selection {
-        recipes: globs(&[], &["original", "w4"]),
-        ..all.clone()
-    };
-    assert_eq!(
-        names(bare.apply(plan()).unwrap()),
-        ["builtin/tiny-llama w8", "meta-llama/Llama-2-7b-hf w8"]
-    );
-    let metric = Selection {
-        tasks: globs(&["perplexity"], &[]),
-        ..all.clone()
-    };
+    let one = Selection { models: globs(&["builtin/*"], &[]), recipes: globs(&["w4"], &[]), ..all.clone() };
+    assert_eq!(names(one.apply(plan()).unwrap()), ["builtin/tiny-llama original", "builtin/tiny-llama w4"]);
+    let bare = Selection { recipes: globs(&[], &["original", "w4"]), ..all.clone() };
+    assert_eq!(names(bare.apply(plan()).unwrap()), ["builtin/tiny-llama w8", "meta-llama/Llama-2-7b-hf w8"]);
+    let metric = Selection { tasks: globs(&["perplexity"], &[]), ..all.clone() };
     assert_eq!(names(metric.apply(plan()).unwrap()).len(), 5);
 
-    let missing = Selection {
-        recipes: globs(&["w88"], &[]),
-        ..all.clone()
-    };
+    let missing = Selection { recipes: globs(&["w88"], &[]), ..all.clone() };
     assert_eq!(
         missing.apply(plan()).unwrap_err().to_string(),
         "-r w88: no recipe of this experiment matches (did you mean `w8`?); there are: original, w8, w4"
     );
-    let nothing = Selection {
-        tasks: globs(&[], &["*"]),
-        ..all
-    };
+    let nothing = Selection { tasks: globs(&[], &["*"]), ..all };
     assert_eq!(nothing.apply(plan()).unwrap_err(), SelectionError::Nothing);
 }

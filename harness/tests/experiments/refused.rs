@@ -13,12 +13,7 @@ fn refused(from: &str, to: &str) -> String {
 fn complaint(from: &str, to: &str) -> String {
     let message = refused(from, to);
     let first = message.lines().next().expect("a message has a line");
-    first
-        .splitn(4, ':')
-        .nth(3)
-        .expect("file:line:column: message")
-        .trim()
-        .to_string()
+    first.splitn(4, ':').nth(3).expect("file:line:column: message").trim().to_string()
 }
 
 #[test]
@@ -38,24 +33,9 @@ x.toml:10:33: unknown key `granulrity` (did you mean `granularity`?)
 #[test]
 fn unknown_keys_of_every_block_are_named() {
     for (from, to, expected, block) in [
-        (
-            "question =",
-            "qestion =",
-            "unknown key `qestion` (did you mean `question`?)",
-            "",
-        ),
-        (
-            "exclude = [",
-            "exlude = [",
-            "unknown key `exlude` (did you mean `exclude`?)",
-            "sweep",
-        ),
-        (
-            "length = 256",
-            "lenght = 256",
-            "unknown key `lenght` (did you mean `length`?)",
-            "evaluate 1",
-        ),
+        ("question =", "qestion =", "unknown key `qestion` (did you mean `question`?)", ""),
+        ("exclude = [", "exlude = [", "unknown key `exlude` (did you mean `exclude`?)", "sweep"),
+        ("length = 256", "lenght = 256", "unknown key `lenght` (did you mean `length`?)", "evaluate 1"),
         (
             "{ model = \"meta-llama/*\"",
             "{ modle = \"meta-llama/*\"",
@@ -72,10 +52,8 @@ fn unknown_keys_of_every_block_are_named() {
     ] {
         assert_eq!(complaint(from, to), expected);
         let message = refused(from, to);
-        let place = message
-            .lines()
-            .find_map(|line| line.trim_start().strip_prefix("= in "))
-            .unwrap_or_default();
+        let place =
+            message.lines().find_map(|line| line.trim_start().strip_prefix("= in ")).unwrap_or_default();
         assert_eq!(place, block, "{message}");
     }
 }
@@ -83,22 +61,14 @@ fn unknown_keys_of_every_block_are_named() {
 #[test]
 fn misspelt_names_lead_to_the_nearest_one() {
     for (from, to, expected) in [
-        (
-            "\"w8\", \"w4\"",
-            "\"w8\", \"w44\"",
-            "unknown recipe `w44` (did you mean `w4`?)",
-        ),
+        ("\"w8\", \"w4\"", "\"w8\", \"w44\"", "unknown recipe `w44` (did you mean `w4`?)"),
         (
             "\"builtin/tiny-llama\"",
             "\"builtin/tiny-lama\"",
             "unknown model `builtin/tiny-lama` (did you mean `builtin/tiny-llama`?)",
         ),
         ("\"builtin/tiny-llama\"", "\"smollm2\"", "unknown model `smollm2`"),
-        (
-            "recipes = [\"w8\"",
-            "calibrations = [\"c4\"]\nrecipes = [\"w8\"",
-            "unknown calibration `c4`",
-        ),
+        ("recipes = [\"w8\"", "calibrations = [\"c4\"]\nrecipes = [\"w8\"", "unknown calibration `c4`"),
         (
             "\"builtin/stories-held-out\"",
             "\"builtin/stories-heldout\"",
@@ -109,32 +79,12 @@ fn misspelt_names_lead_to_the_nearest_one() {
             "step = \"wieghts\", bits = 8",
             "unknown step `wieghts` (did you mean `weights`?)",
         ),
-        (
-            "step = \"weights\", bits = 8",
-            "bits = 8",
-            "the key `step` is missing",
-        ),
-        (
-            "\"perplexity\"",
-            "\"perplexty\"",
-            "unknown metric `perplexty` (did you mean `perplexity`?)",
-        ),
-        (
-            "metric = \"perplexity\"",
-            "task = \"piqa\"",
-            "unknown task `piqa`: this version has no tasks yet",
-        ),
+        ("step = \"weights\", bits = 8", "bits = 8", "the key `step` is missing"),
+        ("\"perplexity\"", "\"perplexty\"", "unknown metric `perplexty` (did you mean `perplexity`?)"),
+        ("metric = \"perplexity\"", "task = \"piqa\"", "unknown task `piqa`: this version has no tasks yet"),
         ("metric = \"perplexity\"\n", "", "the key `metric` is missing"),
-        (
-            "\"gptq\"",
-            "\"gtpq\"",
-            "`protocol`: unknown word `gtpq` (did you mean `gptq`?)",
-        ),
-        (
-            "\"every\"",
-            "\"evry\"",
-            "`bos`: unknown word `evry` (did you mean `every`?)",
-        ),
+        ("\"gptq\"", "\"gtpq\"", "`protocol`: unknown word `gtpq` (did you mean `gptq`?)"),
+        ("\"every\"", "\"evry\"", "`bos`: unknown word `evry` (did you mean `every`?)"),
     ] {
         assert_eq!(complaint(from, to), expected);
     }
@@ -148,41 +98,17 @@ fn misspelt_names_lead_to_the_nearest_one() {
 #[test]
 fn wrong_types_say_what_was_expected() {
     for (from, to, expected) in [
-        (
-            "bits = 8",
-            "bits = \"8\"",
-            "`bits`: expected a whole number from 0 to 255, not the string \"8\"",
-        ),
-        (
-            "bits = 8",
-            "bits = 8.5",
-            "`bits`: expected a whole number from 0 to 255, not the number 8.5",
-        ),
-        (
-            "bits = 8",
-            "bits = 300",
-            "`bits`: expected a whole number from 0 to 255, not the number 300",
-        ),
-        (
-            "bits = 8",
-            "bits = 8, clip = true",
-            "`clip`: expected a number, not true",
-        ),
-        (
-            "bits = 8",
-            "bits = 8, symmetric = 1",
-            "`symmetric`: expected true or false, not the number 1",
-        ),
+        ("bits = 8", "bits = \"8\"", "`bits`: expected a whole number from 0 to 255, not the string \"8\""),
+        ("bits = 8", "bits = 8.5", "`bits`: expected a whole number from 0 to 255, not the number 8.5"),
+        ("bits = 8", "bits = 300", "`bits`: expected a whole number from 0 to 255, not the number 300"),
+        ("bits = 8", "bits = 8, clip = true", "`clip`: expected a number, not true"),
+        ("bits = 8", "bits = 8, symmetric = 1", "`symmetric`: expected true or false, not the number 1"),
         (
             "recipes = [\"w8\", \"w4\"]",
             "recipes = \"w8\"",
             "`recipes`: expected a list, not the string \"w8\"",
         ),
-        (
-            "length = 256",
-            "length = -1",
-            "`length`: expected a whole number, 0 or more, not the number -1",
-        ),
+        ("length = 256", "length = -1", "`length`: expected a whole number, 0 or more, not the number -1"),
         (
             "corpus = \"builtin/stories-held-out\"",
             "corpus = 3",
@@ -198,11 +124,7 @@ fn wrong_types_say_what_was_expected() {
             "steps = [8]",
             "`recipe.w8, step 1` must be a table, not a number",
         ),
-        (
-            "step = \"weights\", bits = 8",
-            "step = 8",
-            "`step` must be a string, not a number",
-        ),
+        ("step = \"weights\", bits = 8", "step = 8", "`step` must be a string, not a number"),
         (", bits = 8 }", " }", "the key `bits` is missing"),
         ("length = 256\n", "", "the key `length` is missing"),
     ] {
@@ -214,26 +136,10 @@ fn wrong_types_say_what_was_expected() {
 fn values_that_cannot_be_are_refused() {
     let step = "step = \"weights\", bits = 8";
     for (from, to, expected) in [
-        (
-            "bits = 8",
-            "bits = 12",
-            "`bits` must be 2 to 8, or 16 for no rounding, not 12",
-        ),
-        (
-            "bits = 8",
-            "bits = 1",
-            "`bits` must be 2 to 8, or 16 for no rounding, not 1",
-        ),
-        (
-            "bits = 8",
-            "bits = 8, clip = 0.0",
-            "`clip` must be above 0 and at most 1, not 0",
-        ),
-        (
-            "bits = 8",
-            "bits = 8, clip = 1.5",
-            "`clip` must be above 0 and at most 1, not 1.5",
-        ),
+        ("bits = 8", "bits = 12", "`bits` must be 2 to 8, or 16 for no rounding, not 12"),
+        ("bits = 8", "bits = 1", "`bits` must be 2 to 8, or 16 for no rounding, not 1"),
+        ("bits = 8", "bits = 8, clip = 0.0", "`clip` must be above 0 and at most 1, not 0"),
+        ("bits = 8", "bits = 8, clip = 1.5", "`clip` must be above 0 and at most 1, not 1.5"),
         (
             "bits = 8",
             "bits = 8, granularity = \"token\"",
@@ -274,11 +180,7 @@ fn values_that_cannot_be_are_refused() {
             "bits = 8, sites = [\"q\"]",
             "`sites` names `q`, which no linear layer reads; sites here: attn_in, o_in, mlp_in, down_in, head_in",
         ),
-        (
-            "bits = 8",
-            "bits = 8, sites = [\"o_in\", \"o_in\"]",
-            "`sites` names `o_in` twice",
-        ),
+        ("bits = 8", "bits = 8, sites = [\"o_in\", \"o_in\"]", "`sites` names `o_in` twice"),
         (
             "bits = 8",
             "bits = 8, sites = []",
@@ -289,16 +191,8 @@ fn values_that_cannot_be_are_refused() {
             "length = 1",
             "`length` must be at least 2, one token to see and one to predict, not 1",
         ),
-        (
-            "limit = 24",
-            "limit = 0",
-            "`limit` must be at least 1; leave it out for every window",
-        ),
-        (
-            "[\"w8\", \"w4\"]",
-            "[]",
-            "`recipes` is empty: only the original would be measured",
-        ),
+        ("limit = 24", "limit = 0", "`limit` must be at least 1; leave it out for every window"),
+        ("[\"w8\", \"w4\"]", "[]", "`recipes` is empty: only the original would be measured"),
         (
             "[\"builtin/tiny-llama\", \"meta-llama/Llama-2-7b-hf\"]",
             "[]",
@@ -330,16 +224,8 @@ fn values_that_cannot_be_are_refused() {
             "steps = []",
             "`steps` is empty; the model without steps is `original`, which is always measured",
         ),
-        (
-            "recipes = [\"w8\"",
-            "seeds = [0, 1, 0]\nrecipes = [\"w8\"",
-            "seed 0 is named twice",
-        ),
-        (
-            "recipes = [\"w8\"",
-            "seeds = []\nrecipes = [\"w8\"",
-            "`seeds` is empty; leave it out for [0]",
-        ),
+        ("recipes = [\"w8\"", "seeds = [0, 1, 0]\nrecipes = [\"w8\"", "seed 0 is named twice"),
+        ("recipes = [\"w8\"", "seeds = []\nrecipes = [\"w8\"", "`seeds` is empty; leave it out for [0]"),
         (
             "question = \"Does the smallest experiment plan?\"",
             "question = \" \"",
@@ -369,10 +255,7 @@ fn steps_that_round_the_same_thing_are_refused() {
     let one = "steps = [{ step = \"weights\", bits = 8 }]";
     let twice =
         "steps = [{ step = \"weights\", bits = 8 }, { step = \"weights\", bits = 4, sites = [\"down_in\"] }]";
-    assert_eq!(
-        complaint(one, twice),
-        "steps 1 and 2 both round the weights that read `down_in`"
-    );
+    assert_eq!(complaint(one, twice), "steps 1 and 2 both round the weights that read `down_in`");
     let apart = "steps = [{ step = \"weights\", bits = 8, sites = [\"o_in\"] }, { step = \"weights\", bits = 4, sites = [\"down_in\"] }]";
     assert_eq!(with(one, apart).unwrap().recipes[0].steps.len(), 2);
 }

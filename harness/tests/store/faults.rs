@@ -45,11 +45,7 @@ enum Turn {
 
 impl Faulty {
     pub fn new(fault: Fault) -> Self {
-        Faulty {
-            fault,
-            at: usize::MAX,
-            state: Arc::default(),
-        }
+        Faulty { fault, at: usize::MAX, state: Arc::default() }
     }
 
     /// Strikes at operation `at`, counted from 0.
@@ -86,11 +82,7 @@ impl Faulty {
                 io::Error::other("the power is cut")
             }
         };
-        if now == self.at {
-            Turn::Half(error)
-        } else {
-            Turn::Not(error)
-        }
+        if now == self.at { Turn::Half(error) } else { Turn::Not(error) }
     }
 
     fn whole_or_not(&self, grows: bool, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -125,11 +117,7 @@ impl Files for Faulty {
     fn sync(&self, path: &Path) -> io::Result<()> {
         // Durability is modelled here, and tens of thousands of real syncs would take minutes on a busy disk.
         self.whole_or_not(true, || fs::metadata(path).map(drop))?;
-        self.state
-            .lock()
-            .unwrap()
-            .unsynced
-            .retain(|(unsynced, _)| unsynced != path);
+        self.state.lock().unwrap().unsynced.retain(|(unsynced, _)| unsynced != path);
         Ok(())
     }
 
@@ -151,11 +139,7 @@ impl Files for Faulty {
             Turn::Half(error) => {
                 for entry in fs::read_dir(path)?.take(1) {
                     let entry = entry?.path();
-                    if entry.is_dir() {
-                        fs::remove_dir_all(entry)?
-                    } else {
-                        fs::remove_file(entry)?
-                    }
+                    if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
                 }
                 Err(error)
             }

@@ -19,9 +19,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 fn part(name: &str, dir: &Path) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     let test = format!("processes::{name}");
-    command
-        .args([test.as_str(), "--exact", "--ignored", "--nocapture"])
-        .env("STORE_TEST_DIR", dir);
+    command.args([test.as_str(), "--exact", "--ignored", "--nocapture"]).env("STORE_TEST_DIR", dir);
     command
 }
 
@@ -58,9 +56,7 @@ fn work(dir: &Path, last_first: bool) {
             };
             if !done() {
                 let value = compute(dir, unit);
-                store
-                    .publish_measurement(measured("one", &metric, value), execution())
-                    .unwrap();
+                store.publish_measurement(measured("one", &metric, value), execution()).unwrap();
             }
             false
         });
@@ -88,42 +84,23 @@ fn holder() {
 
 fn succeeded(child: Child) {
     let output = child.wait_with_output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn racing_processes_and_threads_compute_each_unit_once() {
     let dir = tempfile::tempdir().unwrap();
-    let spawn = || {
-        part("worker", dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
+    let spawn = || part("worker", dir.path()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let children = [spawn(), spawn()];
     std::thread::scope(|scope| {
         scope.spawn(|| work(dir.path(), true));
         scope.spawn(|| work(dir.path(), false));
     });
     children.into_iter().for_each(succeeded);
-    let contents = Store::open_read_only(&dir.path().join("store"))
-        .unwrap()
-        .contents()
-        .unwrap();
+    let contents = Store::open_read_only(&dir.path().join("store")).unwrap().contents().unwrap();
     assert_eq!(contents.measurements.len(), UNITS);
     for folder in ["claims", "tmp"] {
-        assert_eq!(
-            fs::read_dir(dir.path().join("store").join(folder))
-                .unwrap()
-                .count(),
-            0,
-            "{folder}"
-        );
+        assert_eq!(fs::read_dir(dir.path().join("store").join(folder)).unwrap().count(), 0, "{folder}");
     }
 }
 
@@ -145,14 +122,8 @@ fn the_claim_of_a_killed_process_is_free_at_once() {
     assert_eq!(holder.pid, child.id());
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(
-        dir.path().join("claims/one").exists(),
-        "a killed process tidies nothing up"
-    );
-    assert!(matches!(
-        store.claim("one", None).unwrap(),
-        ClaimOutcome::Claimed(_)
-    ));
+    assert!(dir.path().join("claims/one").exists(), "a killed process tidies nothing up");
+    assert!(matches!(store.claim("one", None).unwrap(), ClaimOutcome::Claimed(_)));
 }
 
 /// Fills a file system of `STORE_TEST_DIR` until the store says that it is full, makes room, and goes on.
@@ -167,15 +138,10 @@ fn filler() {
     let publish = |unit: usize| {
         store.publish_measurement(measured("one", &format!("unit/{unit}"), unit as f64), execution())
     };
-    let (unit, error) = (0..)
-        .find_map(|unit| publish(unit).err().map(|error| (unit, error)))
-        .unwrap();
+    let (unit, error) = (0..).find_map(|unit| publish(unit).err().map(|error| (unit, error))).unwrap();
     let message = error.to_string();
     assert!(message.contains("the disk is full. Free some space"), "{message}");
-    assert!(
-        message.contains(&*dir.join("store").to_string_lossy()),
-        "{message}"
-    );
+    assert!(message.contains(&*dir.join("store").to_string_lossy()), "{message}");
     assert_eq!(store.contents().unwrap().measurements.len(), unit);
     fs::remove_file(&ballast).unwrap();
     publish(unit).unwrap();
@@ -190,10 +156,7 @@ fn filler() {
 fn refused() {
     let Some(dir) = dir_of_part() else { return };
     let message = Store::open(&dir.join("store")).unwrap_err().to_string();
-    assert!(
-        message.contains("the file system is read-only. Make it writable"),
-        "{message}"
-    );
+    assert!(message.contains("the file system is read-only. Make it writable"), "{message}");
     assert!(message.contains(&*dir.to_string_lossy()), "{message}");
     let mut out = std::io::stdout();
     writeln!(out, "\nrefused as it should be").unwrap();
@@ -206,18 +169,11 @@ fn on_a_mount(options: &str, name: &str) -> Option<String> {
         let inner = part(name, dir.path());
         let mut command = Command::new("unshare");
         command.args([rights, "sh", "-c"]);
-        command.arg(format!(
-            "mount -t tmpfs -o {options} tmpfs \"$STORE_TEST_DIR\" || exit 99; exec \"$@\""
-        ));
-        command
-            .arg("sh")
-            .arg(inner.get_program())
-            .args(inner.get_args())
-            .env("STORE_TEST_DIR", dir.path());
+        command.arg(format!("mount -t tmpfs -o {options} tmpfs \"$STORE_TEST_DIR\" || exit 99; exec \"$@\""));
+        command.arg("sh").arg(inner.get_program()).args(inner.get_args()).env("STORE_TEST_DIR", dir.path());
         let Ok(output) = command.output() else { return None };
-        let text = [output.stdout, output.stderr]
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .concat();
+        let text =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
         if text.contains("running 1 test") {
             assert!(output.status.success(), "{text}");
             return Some(text);
@@ -229,11 +185,7 @@ fn on_a_mount(options: &str, name: &str) -> Option<String> {
 fn skip_loudly(what: &str) {
     // Past the test runner's capture, so that it is seen.
     let mut err = std::io::stderr();
-    writeln!(
-        err,
-        "SKIPPED {what}: this system lets us mount no file system (unshare, mount)"
-    )
-    .unwrap();
+    writeln!(err, "SKIPPED {what}: this system lets us mount no file system (unshare, mount)").unwrap();
 }
 
 #[test]

@@ -32,9 +32,7 @@ pub struct Ended {
 impl Place {
     /// A folder with the checkpoint `tiny/`, the text `text.txt` of so many words, and nothing else.
     pub fn new(words: usize) -> Self {
-        let place = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        let place = Self { dir: tempfile::tempdir().unwrap() };
         place.checkpoint("tiny");
         place.write("text.txt", &text(words));
         place
@@ -69,10 +67,7 @@ impl Place {
     /// The binary with these arguments, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quantscope"));
-        command
-            .args(arguments)
-            .arg("--offline")
-            .current_dir(self.dir.path());
+        command.args(arguments).arg("--offline").current_dir(self.dir.path());
         for variable in ["QUANTSCOPE_DATA", "QUANTSCOPE_MODELS", "HF_TOKEN"] {
             command.env_remove(variable);
         }
@@ -89,11 +84,7 @@ impl Place {
     /// Starts the binary.
     pub fn start(&self, arguments: &[&str]) -> Child {
         let mut command = self.command(arguments);
-        command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Sweeps `experiment.toml` on the CPU, with more arguments.
@@ -117,10 +108,7 @@ impl Place {
     pub fn results(&self, store: &str) -> BTreeMap<String, Value> {
         let result = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap()["result"].take();
         let records = self.files(&format!("{store}/cells"));
-        records
-            .iter()
-            .map(|(name, bytes)| (name.clone(), result(bytes)))
-            .collect()
+        records.iter().map(|(name, bytes)| (name.clone(), result(bytes))).collect()
     }
 
     /// Measurements in a store.
@@ -141,10 +129,7 @@ impl Place {
     /// The recorded failures of a store.
     pub fn failures(&self, store: &str) -> Vec<Value> {
         let files = self.files(&format!("{store}/failures"));
-        files
-            .values()
-            .map(|bytes| serde_json::from_slice(bytes).unwrap())
-            .collect()
+        files.values().map(|bytes| serde_json::from_slice(bytes).unwrap()).collect()
     }
 }
 
@@ -153,24 +138,14 @@ const SWEEP: [&str; 4] = ["sweep", "experiment.toml", "--device", "cpu"];
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
-        Ended {
-            code: output.status.code(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+        Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 }
 
 impl Ended {
     #[track_caller]
     pub fn exits_with(self, code: i32) -> Self {
-        assert_eq!(
-            self.code,
-            Some(code),
-            "stderr:\n{}\nstdout:\n{}",
-            self.stderr,
-            self.stdout
-        );
+        assert_eq!(self.code, Some(code), "stderr:\n{}\nstdout:\n{}", self.stderr, self.stdout);
         self
     }
 
@@ -188,10 +163,7 @@ impl Ended {
     pub fn counts(&self) -> [usize; 4] {
         let line = self.stderr.lines().find(|line| line.contains(" measured, "));
         let line = line.unwrap_or_else(|| panic!("no counts in:\n{}", self.stderr));
-        let numbers: Vec<usize> = line
-            .split_whitespace()
-            .filter_map(|word| word.parse().ok())
-            .collect();
+        let numbers: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         numbers.try_into().expect("four numbers")
     }
 }
@@ -215,20 +187,14 @@ pub fn wait_until(child: &mut Child, what: &str, holds: impl Fn() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < LIMIT, "{what} did not come");
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the sweep ended before {what}"
-        );
+        assert!(child.try_wait().unwrap().is_none(), "the sweep ended before {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// Sends a signal, such as `-TERM`.
 pub fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill")
-        .args([name, &child.id().to_string()])
-        .status()
-        .unwrap();
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
@@ -270,9 +236,7 @@ pub fn perplexity(length: usize, limit: Option<usize>) -> String {
 pub fn text(words: usize) -> String {
     let mut state = 1u64;
     let mut word = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         format!("w{}", 3 + (state >> 33) % 61)
     };
     (0..words).map(|_| word()).collect::<Vec<_>>().join(" ")
@@ -281,11 +245,8 @@ pub fn text(words: usize) -> String {
 fn tokenizer() -> String {
     let words = (3..64).map(|id| (format!("w{id}"), id));
     let special = [("<unk>", 0), ("<s>", 1), ("</s>", 2)].map(|(token, id)| (token.to_string(), id));
-    let vocabulary: serde_json::Map<String, Value> = special
-        .into_iter()
-        .chain(words)
-        .map(|(token, id)| (token, id.into()))
-        .collect();
+    let vocabulary: serde_json::Map<String, Value> =
+        special.into_iter().chain(words).map(|(token, id)| (token, id.into())).collect();
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,

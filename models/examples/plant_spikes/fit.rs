@@ -15,33 +15,20 @@ impl Matrix {
 
     /// Every row times `w`.
     pub fn times(&self, w: &[f32]) -> Vec<f64> {
-        self.rows()
-            .map(|row| row.iter().zip(w).map(|(x, &w)| x * f64::from(w)).sum())
-            .collect()
+        self.rows().map(|row| row.iter().zip(w).map(|(x, &w)| x * f64::from(w)).sum()).collect()
     }
 
     /// Columns divided by `scale`: what a norm read before its weight was applied.
     pub fn unscaled(&self, scale: &[f64]) -> Matrix {
-        let values = self
-            .values
-            .iter()
-            .enumerate()
-            .map(|(i, v)| v / scale[i % self.columns])
-            .collect();
-        Matrix {
-            columns: self.columns,
-            values,
-        }
+        let values = self.values.iter().enumerate().map(|(i, v)| v / scale[i % self.columns]).collect();
+        Matrix { columns: self.columns, values }
     }
 
     /// XᵀX.
     pub fn gram(&self) -> Matrix {
         let mut sums = Sums::new(self.columns);
         self.rows().for_each(|row| sums.add(row, 0.0, 1.0));
-        Matrix {
-            columns: self.columns,
-            values: sums.gram,
-        }
+        Matrix { columns: self.columns, values: sums.gram }
     }
 
     /// Divides a square matrix by its trace.
@@ -51,10 +38,7 @@ impl Matrix {
     }
 
     pub fn add(&mut self, other: &Matrix) {
-        self.values
-            .iter_mut()
-            .zip(&other.values)
-            .for_each(|(a, b)| *a += b);
+        self.values.iter_mut().zip(&other.values).for_each(|(a, b)| *a += b);
     }
 
     /// argmin Σ weight·(w·x − target)² + λ·scale·|w|², the scale being the mean of the diagonal.
@@ -106,10 +90,7 @@ struct Sums {
 
 impl Sums {
     fn new(n: usize) -> Self {
-        Self {
-            gram: vec![0.0; n * n],
-            cross: vec![0.0; n],
-        }
+        Self { gram: vec![0.0; n * n], cross: vec![0.0; n] }
     }
 
     fn add(&mut self, row: &[f64], target: f64, weight: f64) {
@@ -119,19 +100,14 @@ impl Sums {
         for (i, &x) in row.iter().enumerate() {
             self.cross[i] += weight * target * x;
             let out = &mut self.gram[i * row.len()..(i + 1) * row.len()];
-            out.iter_mut()
-                .zip(row)
-                .for_each(|(sum, y)| *sum += weight * x * y);
+            out.iter_mut().zip(row).for_each(|(sum, y)| *sum += weight * x * y);
         }
     }
 
     fn solve(mut self, lambda: f64) -> Result<Vec<f64>> {
         let n = self.cross.len();
         let mean: f64 = self.gram.iter().step_by(n + 1).sum::<f64>() / n as f64;
-        self.gram
-            .iter_mut()
-            .step_by(n + 1)
-            .for_each(|v| *v += lambda * mean);
+        self.gram.iter_mut().step_by(n + 1).for_each(|v| *v += lambda * mean);
         Ok(substitute(&cholesky(&self.gram, n)?, &self.cross))
     }
 }
@@ -170,9 +146,5 @@ fn substitute(l: &[f64], b: &[f64]) -> Vec<f64> {
 
 /// Least and greatest.
 pub fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
-    values
-        .into_iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
-            (low.min(v), high.max(v))
-        })
+    values.into_iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }

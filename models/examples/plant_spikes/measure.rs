@@ -21,33 +21,21 @@ pub fn spikes(mut decoder: Decoder, sequences: &[Vec<u32>], stop: u32) -> Result
     let layers = decoder.architecture.layers;
     for layer in 0..layers {
         let inputs = record(&mut decoder, sequences, &[Site::block(layer, Port::DownIn)])?.remove(0);
-        let largest: Vec<f64> = inputs
-            .rows()
-            .map(|row| row.iter().fold(0.0, |m: f64, v| m.max(v.abs())))
-            .collect();
+        let largest: Vec<f64> =
+            inputs.rows().map(|row| row.iter().fold(0.0, |m: f64, v| m.max(v.abs()))).collect();
         let mut ratio = 0.0;
         for window in largest.chunks_exact(LENGTH) {
             let mut sorted = window.to_vec();
             sorted.sort_by(f64::total_cmp);
             ratio += sorted[LENGTH - 1] / sorted[(LENGTH - 1) / 2];
         }
-        let of = |at: bool| {
-            largest
-                .iter()
-                .zip(&expected)
-                .filter(move |(_, e)| **e == at)
-                .map(|(v, _)| *v)
-        };
+        let of = |at: bool| largest.iter().zip(&expected).filter(move |(_, e)| **e == at).map(|(v, _)| *v);
         let ((least, _), (_, most)) = (fit::range(of(true)), fit::range(of(false)));
         println!(
             "layers.{layer}.down_in: max/median {:.1}; token maximum at least {least:.2} at BOS and first stop, at \
              most {most:.2} elsewhere{}",
             ratio / (sequences.len() as f64),
-            if spikes::SPIKING_BLOCKS.contains(&layer) {
-                " (planted)"
-            } else {
-                ""
-            }
+            if spikes::SPIKING_BLOCKS.contains(&layer) { " (planted)" } else { "" }
         );
     }
     Ok(())
@@ -61,10 +49,7 @@ pub fn perplexities(original: Decoder, spiky: Decoder, sequences: &[Vec<u32>]) -
         let mut rounded = decoder;
         for (site, group) in rounded.groups_mut() {
             if site != Site::HEAD {
-                group
-                    .linears
-                    .iter_mut()
-                    .for_each(|linear| linear.weight = round(linear.weight.clone(), 1));
+                group.linears.iter_mut().for_each(|linear| linear.weight = round(linear.weight.clone(), 1));
             }
         }
         let weights = perplexity(rounded.clone(), sequences, &mut Off)?;
@@ -88,11 +73,7 @@ struct Round {
 
 impl Tap for Round {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        group.forward(if site == Site::HEAD {
-            x
-        } else {
-            round(x, self.shared)
-        })
+        group.forward(if site == Site::HEAD { x } else { round(x, self.shared) })
     }
 }
 

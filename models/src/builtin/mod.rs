@@ -95,22 +95,14 @@ mod tests {
 
     #[test]
     fn the_texts_share_no_story() {
-        let documents = |text: &'static str| {
-            text.split("\n\n")
-                .filter(|d| !d.is_empty())
-                .collect::<HashSet<_>>()
-        };
+        let documents =
+            |text: &'static str| text.split("\n\n").filter(|d| !d.is_empty()).collect::<HashSet<_>>();
         let (held_out, calibration) = (documents(HELD_OUT), documents(CALIBRATION));
         assert!(held_out.len() > 200 && calibration.len() > 200);
         assert!(held_out.is_disjoint(&calibration));
         let unseen =
             |story: String| !held_out.contains(story.trim_end()) && !calibration.contains(story.trim_end());
-        assert!(
-            stories::stories(stories::TRAINING_SEED)
-                .take(20_000)
-                .map(|s| s.document())
-                .all(unseen)
-        );
+        assert!(stories::stories(stories::TRAINING_SEED).take(20_000).map(|s| s.document()).all(unseen));
     }
 
     #[test]
@@ -120,13 +112,9 @@ mod tests {
             let config: serde_json::Value =
                 serde_json::from_slice(&files.config).expect("config.json is JSON");
             let tensors = safetensors::SafeTensors::deserialize(&files.weights).expect("safetensors");
-            let query = tensors
-                .tensor("model.layers.0.self_attn.q_proj.weight")
-                .expect("q_proj");
-            let rows = config["num_attention_heads"]
-                .as_u64()
-                .zip(config["head_dim"].as_u64())
-                .map(|(a, b)| a * b);
+            let query = tensors.tensor("model.layers.0.self_attn.q_proj.weight").expect("q_proj");
+            let rows =
+                config["num_attention_heads"].as_u64().zip(config["head_dim"].as_u64()).map(|(a, b)| a * b);
             assert_eq!(Some(query.shape()[0] as u64), rows);
             assert!(files.weights.len() < 4 << 20);
         }

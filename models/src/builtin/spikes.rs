@@ -79,11 +79,7 @@ impl Matrix {
     fn push_row(&mut self, row: impl Iterator<Item = f32>) {
         self.values.extend(row);
         self.shape[0] += 1;
-        assert_eq!(
-            self.values.len(),
-            self.shape[0] * self.shape[1],
-            "a new row is as long as the others"
-        );
+        assert_eq!(self.values.len(), self.shape[0] * self.shape[1], "a new row is as long as the others");
     }
 
     /// Widens every row by `count` columns of `value(row, column)`.
@@ -110,20 +106,12 @@ fn read(bytes: &[u8]) -> Result<Vec<(String, Matrix)>, PlantError> {
                 .chunks_exact(2)
                 .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
                 .collect::<Vec<f32>>(),
-            Dtype::F32 => view
-                .data()
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
+            Dtype::F32 => {
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
             _ => return Err(PlantError::Tensor(name.to_owned())),
         };
-        tensors.push((
-            name.to_owned(),
-            Matrix {
-                shape: view.shape().to_vec(),
-                values,
-            },
-        ));
+        tensors.push((name.to_owned(), Matrix { shape: view.shape().to_vec(), values }));
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(tensors)
@@ -132,20 +120,11 @@ fn read(bytes: &[u8]) -> Result<Vec<(String, Matrix)>, PlantError> {
 fn write(tensors: &[(String, Matrix)]) -> Result<Vec<u8>, PlantError> {
     let halves: Vec<Vec<u8>> = tensors
         .iter()
-        .map(|(_, matrix)| {
-            matrix
-                .values
-                .iter()
-                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-                .collect()
-        })
+        .map(|(_, matrix)| matrix.values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect())
         .collect();
     let mut views = Vec::with_capacity(tensors.len());
     for ((name, matrix), bytes) in tensors.iter().zip(&halves) {
-        views.push((
-            name.as_str(),
-            TensorView::new(Dtype::F16, matrix.shape.clone(), bytes)?,
-        ));
+        views.push((name.as_str(), TensorView::new(Dtype::F16, matrix.shape.clone(), bytes)?));
     }
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(safetensors::serialize(views, Some(format))?)
@@ -153,17 +132,11 @@ fn write(tensors: &[(String, Matrix)]) -> Result<Vec<u8>, PlantError> {
 
 fn find<'a>(tensors: &'a mut [(String, Matrix)], name: &str) -> Result<&'a mut Matrix, PlantError> {
     let found = tensors.iter_mut().find(|(other, _)| other == name);
-    found
-        .map(|(_, matrix)| matrix)
-        .ok_or_else(|| PlantError::Tensor(name.to_owned()))
+    found.map(|(_, matrix)| matrix).ok_or_else(|| PlantError::Tensor(name.to_owned()))
 }
 
 fn number(config: &Value, key: &'static str) -> Result<usize, PlantError> {
-    config
-        .get(key)
-        .and_then(Value::as_u64)
-        .map(|n| n as usize)
-        .ok_or(PlantError::Key(key))
+    config.get(key).and_then(Value::as_u64).map(|n| n as usize).ok_or(PlantError::Key(key))
 }
 
 /// Plants spikes of `strength` into a checkpoint: `config.json` and `model.safetensors` in, the same two out.
@@ -208,10 +181,7 @@ pub fn plant(
                 *weight = root * value;
             }
         }
-        let down = find(
-            &mut tensors,
-            &format!("model.layers.{block}.mlp.down_proj.weight"),
-        )?;
+        let down = find(&mut tensors, &format!("model.layers.{block}.mlp.down_proj.weight"))?;
         for row in 0..down.shape[0] {
             down.row(row)[neuron] /= strength;
         }
@@ -246,12 +216,8 @@ fn double_heads(
     }
 
     let mut direction = |name: &str| Ok::<_, PlantError>(find(directions, name)?.values.clone());
-    let (stop, bos, every, flag) = (
-        direction("stop")?,
-        direction("bos")?,
-        direction("every")?,
-        direction("flag")?,
-    );
+    let (stop, bos, every, flag) =
+        (direction("stop")?, direction("bos")?, direction("every")?, direction("flag")?);
     let pairs = head_dim / 2;
     for part in ["q_proj", "k_proj"] {
         let matrix = find(tensors, &name(part))?;
@@ -262,11 +228,7 @@ fn double_heads(
                 (Role::Sink, _) => &bos,
                 _ => &stop,
             };
-            let sign = if role == Role::Apart && part == "k_proj" {
-                -1.0
-            } else {
-                1.0
-            };
+            let sign = if role == Role::Apart && part == "k_proj" { -1.0 } else { 1.0 };
             matrix.push_row(reads.iter().map(|w| sign * role.amplitude(head_dim) * w));
         }
     }

@@ -75,25 +75,15 @@ fn read(config: &Config) -> Result<Architecture, ConfigError> {
             heads,
             kv_heads,
             head_dim,
-            bias: if attention_bias {
-                AttentionBias::All
-            } else {
-                AttentionBias::Absent
-            },
+            bias: if attention_bias { AttentionBias::All } else { AttentionBias::Absent },
         },
         mlp: Mlp {
             intermediate: config.required_size("intermediate_size")?,
             bias: if mlp_bias { Bias::Present } else { Bias::Absent },
         },
-        norm: Norm::Rms {
-            eps: config.number("rms_norm_eps")?.unwrap_or(1e-6),
-        },
+        norm: Norm::Rms { eps: config.number("rms_norm_eps")?.unwrap_or(1e-6) },
         rope: rope(config)?,
-        head: if config.flag("tie_word_embeddings")?.unwrap_or(false) {
-            Head::Tied
-        } else {
-            Head::Untied
-        },
+        head: if config.flag("tie_word_embeddings")?.unwrap_or(false) { Head::Tied } else { Head::Untied },
     })
 }
 
@@ -107,23 +97,15 @@ fn rope(config: &Config) -> Result<Rope, ConfigError> {
     }
     .unwrap_or(10000.0);
     let Some(scaling) = scaling else {
-        return Ok(Rope {
-            theta,
-            scaling: RopeScaling::Plain,
-        });
+        return Ok(Rope { theta, scaling: RopeScaling::Plain });
     };
     let kind = scaling.get("rope_type").or_else(|| scaling.get("type"));
     let number = |field: &'static str| {
-        scaling
-            .get(field)
-            .and_then(serde_json::Value::as_f64)
-            .ok_or(ConfigError::Missing(field))
+        scaling.get(field).and_then(serde_json::Value::as_f64).ok_or(ConfigError::Missing(field))
     };
     let scaling = match kind.and_then(serde_json::Value::as_str) {
         Some("default") => RopeScaling::Plain,
-        Some("linear") => RopeScaling::Linear {
-            factor: number("factor")?,
-        },
+        Some("linear") => RopeScaling::Linear { factor: number("factor")? },
         Some("llama3") => RopeScaling::Llama3 {
             factor: number("factor")?,
             low: number("low_freq_factor")?,
@@ -174,24 +156,14 @@ mod tests {
         let (older, newer) = (read(&Config(older)).unwrap(), read(&Config(newer)).unwrap());
         assert_eq!(older.rope, newer.rope);
         assert_eq!(older.rope.theta, 500000.0);
-        assert!(matches!(
-            older.rope.scaling,
-            RopeScaling::Llama3 {
-                original_context: 8192,
-                ..
-            }
-        ));
+        assert!(matches!(older.rope.scaling, RopeScaling::Llama3 { original_context: 8192, .. }));
     }
 
     #[test]
     fn what_would_change_the_result_is_refused_by_name() {
         for (field, value, names) in [
             ("hidden_act", json!("gelu"), "hidden_act"),
-            (
-                "rope_scaling",
-                json!({"type": "yarn", "factor": 2.0}),
-                "rope_scaling",
-            ),
+            ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "rope_scaling"),
             ("num_key_value_heads", json!(5), "num_key_value_heads"),
             ("hidden_size", json!("wide"), "hidden_size"),
             ("vocab_size", json!(null), "vocab_size"),
@@ -203,9 +175,6 @@ mod tests {
         }
         let other = Config(json!({"architectures": ["MambaForCausalLM"]}));
         let message = other.family().err().unwrap().to_string();
-        assert!(
-            message.contains("MambaForCausalLM") && message.contains("LlamaForCausalLM"),
-            "{message}"
-        );
+        assert!(message.contains("MambaForCausalLM") && message.contains("LlamaForCausalLM"), "{message}");
     }
 }

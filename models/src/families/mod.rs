@@ -114,22 +114,11 @@ pub struct Config(pub Value);
 impl Config {
     /// The family that reads this config.
     pub fn family(&self) -> Result<&'static Family, ConfigError> {
-        let found = self.0["architectures"][0]
-            .as_str()
-            .ok_or(ConfigError::NoArchitecture)?;
-        FAMILIES
-            .iter()
-            .find(|family| family.architectures.contains(&found))
-            .ok_or_else(|| {
-                let supported: Vec<_> = FAMILIES
-                    .iter()
-                    .flat_map(|f| f.architectures.iter().copied())
-                    .collect();
-                ConfigError::UnsupportedArchitecture {
-                    found: found.into(),
-                    supported: supported.join(", "),
-                }
-            })
+        let found = self.0["architectures"][0].as_str().ok_or(ConfigError::NoArchitecture)?;
+        FAMILIES.iter().find(|family| family.architectures.contains(&found)).ok_or_else(|| {
+            let supported: Vec<_> = FAMILIES.iter().flat_map(|f| f.architectures.iter().copied()).collect();
+            ConfigError::UnsupportedArchitecture { found: found.into(), supported: supported.join(", ") }
+        })
     }
 
     /// A field, `None` where it is absent or null.
@@ -162,19 +151,11 @@ impl Config {
     /// A truth value, where present.
     pub fn flag(&self, field: &str) -> Result<Option<bool>, ConfigError> {
         self.get(field)
-            .map(|value| {
-                value
-                    .as_bool()
-                    .ok_or_else(|| wrong_type(field, "true or false", value))
-            })
+            .map(|value| value.as_bool().ok_or_else(|| wrong_type(field, "true or false", value)))
             .transpose()
     }
 }
 
 fn wrong_type(field: &str, expected: &'static str, found: &Value) -> ConfigError {
-    ConfigError::WrongType {
-        field: field.into(),
-        expected,
-        found: found.to_string(),
-    }
+    ConfigError::WrongType { field: field.into(), expected, found: found.to_string() }
 }

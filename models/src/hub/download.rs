@@ -48,10 +48,7 @@ pub(super) struct Commit<'a> {
 
 impl Commit<'_> {
     fn find(&self, file: &str) -> Option<&Sibling> {
-        self.info
-            .siblings
-            .iter()
-            .find(|sibling| sibling.rfilename == file)
+        self.info.siblings.iter().find(|sibling| sibling.rfilename == file)
     }
 
     pub(super) fn has(&self, file: &str) -> bool {
@@ -59,12 +56,7 @@ impl Commit<'_> {
     }
 
     pub(super) fn files(&self, keep: impl Fn(&str) -> bool) -> Vec<String> {
-        self.info
-            .siblings
-            .iter()
-            .map(|s| s.rfilename.clone())
-            .filter(|name| keep(name))
-            .collect()
+        self.info.siblings.iter().map(|s| s.rfilename.clone()).filter(|name| keep(name)).collect()
     }
 
     pub(super) fn require(&self, file: &str) -> Result<(), HubError> {
@@ -72,12 +64,7 @@ impl Commit<'_> {
             return Ok(());
         }
         let (id, revision) = (self.source.id.to_owned(), self.source.revision.to_owned());
-        Err(HubError::MissingFile {
-            id,
-            revision,
-            file: file.to_owned(),
-            found: self.files(|_| true),
-        })
+        Err(HubError::MissingFile { id, revision, file: file.to_owned(), found: self.files(|_| true) })
     }
 
     fn snapshot(&self) -> PathBuf {
@@ -87,18 +74,8 @@ impl Commit<'_> {
     /// The unfinished download of a file, as `hf-hub` names it: the entity tag is the content's hash.
     fn part(&self, file: &str) -> Option<PathBuf> {
         let sibling = self.find(file)?;
-        let tag = sibling
-            .lfs
-            .as_ref()
-            .and_then(|lfs| lfs.sha256.as_ref())
-            .or(sibling.blob_id.as_ref())?;
-        is_inside(tag).then(|| {
-            self.source
-                .folder()
-                .join("blobs")
-                .join(tag)
-                .with_extension("part")
-        })
+        let tag = sibling.lfs.as_ref().and_then(|lfs| lfs.sha256.as_ref()).or(sibling.blob_id.as_ref())?;
+        is_inside(tag).then(|| self.source.folder().join("blobs").join(tag).with_extension("part"))
     }
 
     /// Brings one file into the cache, resuming what an earlier attempt left; returns its path there.
@@ -113,12 +90,7 @@ impl Commit<'_> {
                     // Some server answered a resumed request with the whole file, or the cache was damaged.
                     self.discard(file, &path);
                     if restarted {
-                        return Err(HubError::WrongSize {
-                            id,
-                            file: name,
-                            got: data.len(),
-                            expected: size,
-                        });
+                        return Err(HubError::WrongSize { id, file: name, got: data.len(), expected: size });
                     }
                     restarted = true;
                 }
@@ -127,12 +99,7 @@ impl Commit<'_> {
                 (Err(_), _) => drop(std::fs::remove_file(&path)),
             }
             let (done, total) = (Cell::new(0), Cell::new(expected.unwrap_or(0)));
-            let meter = Meter {
-                report: &mut *progress,
-                file,
-                done: &done,
-                total: &total,
-            };
+            let meter = Meter { report: &mut *progress, file, done: &done, total: &total };
             let outcome = self.repo.download_with_progress(file, meter);
             expected = expected.or(Some(total.get()).filter(|size| *size > 0));
             match outcome.map_err(Trouble::from) {
@@ -153,13 +120,7 @@ impl Commit<'_> {
                     furthest = furthest.max(done.get());
                     if fruitless >= FRUITLESS_ATTEMPTS {
                         let (done, total, reason) = (furthest, total.get(), trouble.words());
-                        return Err(HubError::Interrupted {
-                            id,
-                            file: name,
-                            done,
-                            total,
-                            reason,
-                        });
+                        return Err(HubError::Interrupted { id, file: name, done, total, reason });
                     }
                     std::thread::sleep(Duration::from_millis(100 << fruitless));
                 }
@@ -170,13 +131,8 @@ impl Commit<'_> {
 
     /// Removes a damaged file with its blob and its unfinished download.
     fn discard(&self, file: &str, path: &Path) {
-        let blob = std::fs::read_link(path)
-            .ok()
-            .and_then(|link| Some(path.parent()?.join(link)));
-        for path in [blob, Some(path.to_owned()), self.part(file)]
-            .into_iter()
-            .flatten()
-        {
+        let blob = std::fs::read_link(path).ok().and_then(|link| Some(path.parent()?.join(link)));
+        for path in [blob, Some(path.to_owned()), self.part(file)].into_iter().flatten() {
             // What cannot be removed shows itself in the next attempt.
             let _ = std::fs::remove_file(path);
         }
@@ -188,10 +144,7 @@ impl Commit<'_> {
         Cache::new(cache.clone())
             .repo(self.source.repo(self.source.revision))
             .create_ref(&self.info.sha)
-            .map_err(|source| HubError::Cache {
-                path: cache.clone(),
-                source,
-            })?;
+            .map_err(|source| HubError::Cache { path: cache.clone(), source })?;
         Ok(self.snapshot())
     }
 }
@@ -230,12 +183,7 @@ impl Progress for Meter<'_> {
 /// `hf-hub`'s errors, sorted by what can be done about them.
 pub(super) enum Trouble {
     /// The hub answered with an error.
-    Http {
-        status: u16,
-        code: String,
-        reason: Option<String>,
-        words: String,
-    },
+    Http { status: u16, code: String, reason: Option<String>, words: String },
     /// Reading from the connection, or writing to the disk.
     Io(io::Error),
     /// Another process downloads this file.
@@ -263,12 +211,9 @@ impl From<ApiError> for Trouble {
             ApiError::IoError(error) => Trouble::Io(error),
             ApiError::LockAcquisition(lock) => Trouble::Locked(lock),
             // What the hub would answer to a part file longer than the file.
-            ApiError::InvalidResume => Trouble::Http {
-                status: 416,
-                code: String::new(),
-                reason: None,
-                words: error.to_string(),
-            },
+            ApiError::InvalidResume => {
+                Trouble::Http { status: 416, code: String::new(), reason: None, words: error.to_string() }
+            }
             error => Trouble::Other(error.to_string()),
         }
     }

@@ -62,9 +62,7 @@ impl Cast {
     /// The value of `slot`; a slot the plots name but the cast lacks is a mistake in this module.
     pub(super) fn value(&self, slot: &str) -> &'static str {
         let found = self.slots.iter().find(|(name, _)| *name == slot);
-        found
-            .unwrap_or_else(|| panic!("a plot names the slot `{slot}`, which no cast has"))
-            .1
+        found.unwrap_or_else(|| panic!("a plot names the slot `{slot}`, which no cast has")).1
     }
 
     /// `n` values of the slot's kind other than its own, among them the values its sibling slots have in this story

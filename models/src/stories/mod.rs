@@ -93,9 +93,7 @@ pub struct Stories {
 
 /// The stories of `seed`, one after the other, without end.
 pub fn stories(seed: u64) -> Stories {
-    Stories {
-        rng: ChaCha8Rng::seed_from_u64(seed),
-    }
+    Stories { rng: ChaCha8Rng::seed_from_u64(seed) }
 }
 
 impl Iterator for Stories {
@@ -155,29 +153,13 @@ fn tell(rng: &mut ChaCha8Rng) -> Story {
         let mut choices = cast.distractors(ask.slot, CHOICES - 1, rng);
         choices.push(value.clone());
         shuffle(rng, &mut choices);
-        let answer = choices
-            .iter()
-            .position(|choice| *choice == value)
-            .expect("the value was just added");
-        facts.push(Fact {
-            about: template::expand_plain(ask.about, &cast),
-            relation: ask.relation,
-            value,
-        });
+        let answer = choices.iter().position(|choice| *choice == value).expect("the value was just added");
+        facts.push(Fact { about: template::expand_plain(ask.about, &cast), relation: ask.relation, value });
         let text = template::sentence(template::expand_plain(ask.question, &cast));
-        questions.push(Question {
-            text,
-            choices,
-            answer,
-            fact: index,
-        });
+        questions.push(Question { text, choices, answer, fact: index });
     }
     shuffle(rng, &mut questions);
-    Story {
-        text,
-        facts,
-        questions,
-    }
+    Story { text, facts, questions }
 }
 
 #[cfg(test)]
@@ -206,15 +188,8 @@ mod tests {
             }
             for question in &story.questions {
                 assert_eq!(question.choices.len(), CHOICES);
-                assert_eq!(
-                    question.choices.iter().collect::<HashSet<_>>().len(),
-                    CHOICES,
-                    "{question:?}"
-                );
-                assert_eq!(
-                    question.choices[question.answer],
-                    story.facts[question.fact].value
-                );
+                assert_eq!(question.choices.iter().collect::<HashSet<_>>().len(), CHOICES, "{question:?}");
+                assert_eq!(question.choices[question.answer], story.facts[question.fact].value);
             }
             assert!(story.questions.len() >= Story::ASKED);
         }
@@ -224,13 +199,8 @@ mod tests {
     fn no_markup_is_left_and_sentences_are_well_formed() {
         for story in stories(6).take(2000) {
             let document = story.document();
-            assert!(
-                !document.contains(['{', '}', '[', ']', '|', '@', '^']),
-                "{document}"
-            );
-            for flaw in [
-                "  ", " .", " ,", " \n", "\n ", "..", " a a", " a e", " a o", " an b", "the the",
-            ] {
+            assert!(!document.contains(['{', '}', '[', ']', '|', '@', '^']), "{document}");
+            for flaw in ["  ", " .", " ,", " \n", "\n ", "..", " a a", " a e", " a o", " an b", "the the"] {
                 assert!(!document.contains(flaw), "{flaw:?} in: {document}");
             }
             for line in document.lines().filter(|line| !line.is_empty()) {
@@ -242,10 +212,7 @@ mod tests {
 
     #[test]
     fn stories_have_the_length_of_a_short_story() {
-        let words: Vec<usize> = stories(7)
-            .take(1000)
-            .map(|s| s.text.split_whitespace().count())
-            .collect();
+        let words: Vec<usize> = stories(7).take(1000).map(|s| s.text.split_whitespace().count()).collect();
         let mean = words.iter().sum::<usize>() as f64 / words.len() as f64;
         assert!((60.0..150.0).contains(&mean), "{mean} words on average");
         assert!(words.iter().all(|n| (35..=200).contains(n)));

@@ -34,12 +34,7 @@ const fn half(lines: &'static [&'static str]) -> Beat {
 }
 
 const fn ask(relation: &'static str, about: &'static str, slot: &'static str, question: &'static str) -> Ask {
-    Ask {
-        relation,
-        about,
-        slot,
-        question,
-    }
+    Ask { relation, about, slot, question }
 }
 
 const PARAGRAPH: Beat = always(&["\n"]);
@@ -148,12 +143,7 @@ const LOST: Plot = Plot {
     asks: &[
         ask("lost", "{hero}", "object", "what did {hero} lose?"),
         ask("colour", "{object}", "colour", "what colour was the {object}?"),
-        ask(
-            "material",
-            "{object}",
-            "material",
-            "what was the {object} made of?",
-        ),
+        ask("material", "{object}", "material", "what was the {object} made of?"),
         ask("helper", "{hero}", "friend", "who helped {hero}?"),
         ask("found", "{object}", "spot", "where was the {object} found?"),
         ask("searched", "{hero}", "spot2", "where did they look first?"),
@@ -203,18 +193,8 @@ const GIFT: Plot = Plot {
     asks: &[
         ask("gift", "{friend}", "object", "what did {friend} get?"),
         ask("colour", "{object}", "colour", "what colour was the {object}?"),
-        ask(
-            "wrapping",
-            "{object}",
-            "colour2",
-            "what colour was it wrapped in?",
-        ),
-        ask(
-            "birthday",
-            "{friend}",
-            "day",
-            "when was the birthday of {friend}?",
-        ),
+        ask("wrapping", "{object}", "colour2", "what colour was it wrapped in?"),
+        ask("birthday", "{friend}", "day", "when was the birthday of {friend}?"),
         ask("coins", "{hero}", "number", "how many coins did {hero} have?"),
         ask("employer", "{hero}", "job", "who did {hero} work for?"),
         ask("worked", "{hero}", "spot", "where did {hero} work?"),
@@ -325,12 +305,7 @@ const JOURNEY: Plot = Plot {
         ask("destination", "{hero}", "town2", "where did {friend} live?"),
         ask("carried", "{hero}", "object", "what did {hero} take along?"),
         ask("colour", "{object}", "colour", "what colour was the {object}?"),
-        ask(
-            "looked for",
-            "{object2}",
-            "job",
-            "who was looking for the {object2}?",
-        ),
+        ask("looked for", "{object2}", "job", "who was looking for the {object2}?"),
         ask("lost", "{job}", "object2", "what was the {job} looking for?"),
         ask("found", "{object2}", "spot2", "where was the {object2} found?"),
         ask("reward", "{hero}", "number", "how many did the {job} give?"),

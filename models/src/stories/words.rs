@@ -143,9 +143,7 @@ pub(super) const COLOURS: &[&str] = &[
     "golden",
 ];
 
-pub(super) const MATERIALS: &[&str] = &[
-    "wood", "glass", "paper", "iron", "straw", "wool", "clay", "leather",
-];
+pub(super) const MATERIALS: &[&str] = &["wood", "glass", "paper", "iron", "straw", "wool", "clay", "leather"];
 
 /// Places with the preposition that goes before them.
 pub(super) const SPOTS: &[&str] = &[
@@ -187,15 +185,8 @@ pub(super) const WEATHER: &[&str] = &[
     "rainy", "sunny", "windy", "foggy", "cold", "hot", "snowy", "cloudy", "stormy", "warm", "frosty", "misty",
 ];
 
-pub(super) const DAYS: &[&str] = &[
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-];
+pub(super) const DAYS: &[&str] =
+    &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 pub(super) const FOODS: &[&str] = &[
     "bread",
@@ -224,9 +215,8 @@ pub(super) const FOODS: &[&str] = &[
     "waffles",
 ];
 
-pub(super) const NUMBERS: &[&str] = &[
-    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty",
-];
+pub(super) const NUMBERS: &[&str] =
+    &["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty"];
 
 pub(super) const JOBS: &[&str] = &[
     "baker",

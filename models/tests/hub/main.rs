@@ -24,12 +24,7 @@ fn with_weights(data: &[u8]) -> Server {
 }
 
 fn options(server: &Server, cache: &Path) -> HubOptions {
-    HubOptions {
-        offline: false,
-        token: None,
-        endpoint: server.endpoint.clone(),
-        cache: cache.to_owned(),
-    }
+    HubOptions { offline: false, token: None, endpoint: server.endpoint.clone(), cache: cache.to_owned() }
 }
 
 fn fetch(id: &str, revision: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
@@ -50,21 +45,11 @@ fn a_single_file_model_is_fetched_once_and_then_comes_from_the_cache() {
     let folder = hub::fetch("tiny/llama", "main", &options(&server, cache.path()), &mut watch).unwrap();
 
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
-    assert_eq!(
-        std::fs::read(folder.join("tokenizer_config.json")).unwrap(),
-        SMALL[2].1
-    );
+    assert_eq!(std::fs::read(folder.join("tokenizer_config.json")).unwrap(), SMALL[2].1);
     assert!(!folder.join("README.md").exists());
     assert!(folder.ends_with(Path::new("models--tiny--llama/snapshots").join(COMMIT)));
-    assert_eq!(
-        seen.last(),
-        Some(&("model.safetensors".to_owned(), 40_000, 40_000))
-    );
-    let done: Vec<u64> = seen
-        .iter()
-        .filter(|s| s.0.starts_with("model"))
-        .map(|s| s.1)
-        .collect();
+    assert_eq!(seen.last(), Some(&("model.safetensors".to_owned(), 40_000, 40_000)));
+    let done: Vec<u64> = seen.iter().filter(|s| s.0.starts_with("model")).map(|s| s.1).collect();
     assert!(done.is_sorted(), "{done:?}");
 
     let requests = server.log().len();
@@ -84,10 +69,7 @@ fn every_shard_of_the_index_is_fetched() {
         &[
             &SMALL[..],
             &[("model.safetensors.index.json", index.as_slice())],
-            &[
-                ("m-1-of-2.safetensors", one.as_slice()),
-                ("m-2-of-2.safetensors", two.as_slice()),
-            ],
+            &[("m-1-of-2.safetensors", one.as_slice()), ("m-2-of-2.safetensors", two.as_slice())],
             &[("m-3-of-2.safetensors", b"not named")],
         ]
         .concat(),
@@ -106,10 +88,7 @@ fn every_shard_of_the_index_is_fetched() {
     assert!(message.contains("lacks m-2-of-2.safetensors."), "{message}");
     let before = server.log().len();
     fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
-    assert_eq!(
-        server.log()[before + 1..],
-        ["m-2-of-2.safetensors from 0".to_owned()]
-    );
+    assert_eq!(server.log()[before + 1..], ["m-2-of-2.safetensors from 0".to_owned()]);
 }
 
 #[test]
@@ -125,18 +104,12 @@ fn a_shard_outside_the_repository_is_refused() {
 fn a_cut_download_goes_on_where_it_stopped() {
     let data = weights(300_000);
     let server = with_weights(&data);
-    server.state.lock().unwrap().cuts = vec![
-        ("model.safetensors".into(), 120_000),
-        ("model.safetensors".into(), 70_000),
-    ];
+    server.state.lock().unwrap().cuts =
+        vec![("model.safetensors".into(), 120_000), ("model.safetensors".into(), 70_000)];
     let cache = tempfile::tempdir().unwrap();
     let folder = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
-    let bodies: Vec<String> = server
-        .log()
-        .into_iter()
-        .filter(|l| l.starts_with("model.safe"))
-        .collect();
+    let bodies: Vec<String> = server.log().into_iter().filter(|l| l.starts_with("model.safe")).collect();
     let from = |n: usize| format!("model.safetensors from {n}");
     assert_eq!(bodies, [from(0), from(120_000), from(190_000)]);
 }
@@ -150,28 +123,11 @@ fn a_connection_that_brings_nothing_more_is_given_up_and_resumed_by_the_next_run
     let cache = tempfile::tempdir().unwrap();
     let options = options(&server, cache.path());
     let error = fetch("tiny/llama", "main", &options).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            HubError::Interrupted {
-                done: 50_000,
-                total: 200_000,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, HubError::Interrupted { done: 50_000, total: 200_000, .. }), "{error}");
     assert!(error.to_string().contains("run again to resume"), "{error}");
     assert!(
         matches!(
-            fetch(
-                "tiny/llama",
-                "main",
-                &HubOptions {
-                    offline: true,
-                    ..options.clone()
-                }
-            ),
+            fetch("tiny/llama", "main", &HubOptions { offline: true, ..options.clone() }),
             Err(HubError::Offline { .. })
         ),
         "an unfinished model must not pass for a cached one"
@@ -180,10 +136,7 @@ fn a_connection_that_brings_nothing_more_is_given_up_and_resumed_by_the_next_run
     let before = server.log().len();
     let folder = fetch("tiny/llama", "main", &options).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
-    assert_eq!(
-        server.log()[before + 1..],
-        ["model.safetensors from 50000".to_owned()]
-    );
+    assert_eq!(server.log()[before + 1..], ["model.safetensors from 50000".to_owned()]);
 }
 
 #[test]
@@ -197,11 +150,7 @@ fn a_finished_part_file_and_a_server_without_ranges_start_over_instead_of_corrup
         std::fs::create_dir_all(&blobs).unwrap();
         std::fs::write(blobs.join(tag(&data)).with_extension("part"), weights(part)).unwrap();
         let folder = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap();
-        assert_eq!(
-            std::fs::read(folder.join("model.safetensors")).unwrap(),
-            data,
-            "part of {part} bytes"
-        );
+        assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data, "part of {part} bytes");
     }
 }
 
@@ -212,11 +161,7 @@ fn a_truncated_cached_file_is_not_trusted_when_the_hub_is_asked() {
     let cache = tempfile::tempdir().unwrap();
     let options = options(&server, cache.path());
     let folder = fetch("tiny/llama", "main", &options).unwrap();
-    std::fs::write(
-        std::fs::canonicalize(folder.join("model.safetensors")).unwrap(),
-        &data[..4_000],
-    )
-    .unwrap();
+    std::fs::write(std::fs::canonicalize(folder.join("model.safetensors")).unwrap(), &data[..4_000]).unwrap();
     std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
     fetch("tiny/llama", "main", &options).unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), data);
@@ -243,43 +188,17 @@ fn a_gated_model_says_how_to_get_access() {
     let cache = tempfile::tempdir().unwrap();
     let mut options = options(&server, cache.path());
     let error = fetch("tiny/llama", "main", &options).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            HubError::Gated {
-                status: 401,
-                token_given: false,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, HubError::Gated { status: 401, token_given: false, .. }), "{error}");
     let message = error.to_string();
-    for part in [
-        "Accept the licence",
-        "HF_TOKEN",
-        &format!("{}/tiny/llama", server.endpoint),
-        "no token was sent",
-    ] {
+    for part in
+        ["Accept the licence", "HF_TOKEN", &format!("{}/tiny/llama", server.endpoint), "no token was sent"]
+    {
         assert!(message.contains(part), "`{part}` is missing in: {message}");
     }
     options.token = Some("wrong".into());
     let error = fetch("tiny/llama", "main", &options).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            HubError::Gated {
-                status: 403,
-                token_given: true,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        !format!("{options:?}").contains("wrong"),
-        "a token must not be printed"
-    );
+    assert!(matches!(error, HubError::Gated { status: 403, token_given: true, .. }), "{error}");
+    assert!(!format!("{options:?}").contains("wrong"), "a token must not be printed");
     options.token = Some("secret".into());
     fetch("tiny/llama", "main", &options).unwrap();
 }
@@ -305,10 +224,7 @@ fn weights_without_safetensors_are_refused_before_anything_is_downloaded() {
     let cache = tempfile::tempdir().unwrap();
     let error = fetch("tiny/llama", "main", &options(&server, cache.path())).unwrap_err();
     let message = error.to_string();
-    assert!(
-        message.contains("pytorch_model.bin") && message.contains("safe_serialization"),
-        "{message}"
-    );
+    assert!(message.contains("pytorch_model.bin") && message.contains("safe_serialization"), "{message}");
     assert_eq!(server.log(), ["/api/models/tiny/llama/revision/main"]);
 }
 
@@ -323,23 +239,13 @@ fn offline_and_not_cached_says_which_folder_to_fill() {
     };
     let message = fetch("tiny/llama", "main", &options).unwrap_err().to_string();
     let folder = cache.path().join("models--tiny--llama");
-    for part in [
-        "--offline",
-        folder.to_str().unwrap(),
-        "hf download tiny/llama --revision main",
-        "path =",
-    ] {
+    for part in ["--offline", folder.to_str().unwrap(), "hf download tiny/llama --revision main", "path ="] {
         assert!(message.contains(part), "`{part}` is missing in: {message}");
     }
-    let message = fetch_dataset_file("tiny/text", "a.parquet", &options)
-        .unwrap_err()
-        .to_string();
+    let message = fetch_dataset_file("tiny/text", "a.parquet", &options).unwrap_err().to_string();
     assert!(message.contains("--repo-type dataset"), "{message}");
 
-    let online = HubOptions {
-        offline: false,
-        ..options
-    };
+    let online = HubOptions { offline: false, ..options };
     let error = fetch("tiny/llama", "main", &online).unwrap_err();
     assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("HF_ENDPOINT"), "{error}");
@@ -354,10 +260,7 @@ fn a_data_set_file_comes_from_the_data_set_and_then_from_the_cache() {
     assert_eq!(std::fs::read(&path).unwrap(), b"PAR1");
     assert!(path.to_str().unwrap().contains("datasets--tiny--text"));
     options.offline = true;
-    assert_eq!(
-        fetch_dataset_file("tiny/text", "raw/test.parquet", &options).unwrap(),
-        path
-    );
+    assert_eq!(fetch_dataset_file("tiny/text", "raw/test.parquet", &options).unwrap(), path);
     let error = fetch_dataset_file("tiny/text", "raw/train.parquet", &options).unwrap_err();
     assert!(error.to_string().contains("lacks raw/train.parquet"), "{error}");
 }

@@ -37,14 +37,8 @@ impl Server {
     pub fn start(files: &[(&str, &[u8])]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let files = files
-            .iter()
-            .map(|(name, data)| ((*name).to_owned(), data.to_vec()))
-            .collect();
-        let state = Arc::new(Mutex::new(State {
-            files,
-            ..State::default()
-        }));
+        let files = files.iter().map(|(name, data)| ((*name).to_owned(), data.to_vec())).collect();
+        let state = Arc::new(Mutex::new(State { files, ..State::default() }));
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -63,11 +57,7 @@ impl Server {
 
 /// The hash-like name under which a file's content is cached.
 pub fn tag(data: &[u8]) -> String {
-    format!(
-        "{:016x}{:08x}",
-        data.iter().fold(7u64, |h, b| h.wrapping_mul(31) ^ u64::from(*b)),
-        data.len()
-    )
+    format!("{:016x}{:08x}", data.iter().fold(7u64, |h, b| h.wrapping_mul(31) ^ u64::from(*b)), data.len())
 }
 
 fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
@@ -90,9 +80,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     let mut state = state.lock().unwrap();
     if let Some(rest) = path.strip_prefix("/api/") {
-        state
-            .log
-            .push(path.split('?').next().unwrap_or_default().to_owned());
+        state.log.push(path.split('?').next().unwrap_or_default().to_owned());
         return describe(stream, &state, rest);
     }
     let Some((repo, rest)) = path[1..].split_once("/resolve/") else {
@@ -111,14 +99,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let probe = range.as_deref() == Some("bytes=0-0");
     let mut start = range
         .as_deref()
-        .and_then(|range| {
-            range
-                .strip_prefix("bytes=")?
-                .split('-')
-                .next()?
-                .parse::<usize>()
-                .ok()
-        })
+        .and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok())
         .unwrap_or(0);
     if !probe {
         state.log.push(format!("{name} from {start}"));
@@ -130,11 +111,8 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         start = 0;
     }
     let body = if probe { &data[..1] } else { &data[start..] };
-    let cut = state
-        .cuts
-        .iter()
-        .position(|(file, _)| !probe && file == name)
-        .map(|at| state.cuts.remove(at).1);
+    let cut =
+        state.cuts.iter().position(|(file, _)| !probe && file == name).map(|at| state.cuts.remove(at).1);
     let mut out = stream;
     write!(
         out,
@@ -150,10 +128,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
 
 fn describe(mut out: TcpStream, state: &State, rest: &str) -> std::io::Result<()> {
     let known = ["models/tiny/llama/revision/", "datasets/tiny/text/revision/"];
-    let Some(revision) = known
-        .iter()
-        .find_map(|prefix| rest.split('?').next()?.strip_prefix(prefix))
-    else {
+    let Some(revision) = known.iter().find_map(|prefix| rest.split('?').next()?.strip_prefix(prefix)) else {
         return refuse(out, 401, "RepoNotFound");
     };
     if !matches!(revision, "main" | COMMIT) {
@@ -168,11 +143,7 @@ fn describe(mut out: TcpStream, state: &State, rest: &str) -> std::io::Result<()
         })
         .collect();
     let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
-    write!(
-        out,
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
+    write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
 fn refuse(mut out: TcpStream, status: u16, code: &str) -> std::io::Result<()> {

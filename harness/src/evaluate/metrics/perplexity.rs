@@ -72,11 +72,7 @@ pub fn measure(
         for scores in model.log_likelihoods(&sequences)? {
             let count = scores.iter().filter(|score| !score.is_finite()).count();
             if count > 0 {
-                return Err(EvaluateError::NotFinite {
-                    count,
-                    total: scores.len(),
-                    window: losses.len(),
-                });
+                return Err(EvaluateError::NotFinite { count, total: scores.len(), window: losses.len() });
             }
             scored += scores.len() as u64;
             losses.push(-scores.iter().map(|&score| f64::from(score)).sum::<f64>() / scores.len() as f64);
@@ -90,22 +86,13 @@ pub fn measure(
         value * (variance / n).sqrt()
     });
     if !value.is_finite() {
-        return Err(EvaluateError::NotFinite {
-            count: windows.len(),
-            total: windows.len(),
-            window: 0,
-        });
+        return Err(EvaluateError::NotFinite { count: windows.len(), total: windows.len(), window: 0 });
     }
     let mut detail = Map::new();
     detail.insert("windows".into(), losses.len().into());
     detail.insert("mean-loss".into(), mean.into());
     detail.insert("window-losses".into(), losses.into());
-    Ok(Measured {
-        value,
-        stderr,
-        n: scored,
-        detail,
-    })
+    Ok(Measured { value, stderr, n: scored, detail })
 }
 
 #[cfg(test)]
@@ -116,10 +103,7 @@ mod tests {
     struct Constant;
     impl LanguageModel for Constant {
         fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
-            Ok(sequences
-                .iter()
-                .map(|s| vec![-(s[0] as f32); s.len() - 1])
-                .collect())
+            Ok(sequences.iter().map(|s| vec![-(s[0] as f32); s.len() - 1]).collect())
         }
         fn batch(&self, _: usize) -> usize {
             2
@@ -138,12 +122,7 @@ mod tests {
 
     #[test]
     fn one_window_has_no_standard_error() {
-        assert_eq!(
-            measure(&mut Constant, &[vec![1, 0]], &mut |_, _| true)
-                .unwrap()
-                .stderr,
-            None
-        );
+        assert_eq!(measure(&mut Constant, &[vec![1, 0]], &mut |_, _| true).unwrap().stderr, None);
     }
 
     #[test]

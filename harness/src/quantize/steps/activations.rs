@@ -45,10 +45,7 @@ pub struct Activations {
 impl Activations {
     /// The same step with its convention and its sites written out.
     pub fn resolved(mut self) -> Self {
-        self.convention = Some(
-            self.convention
-                .unwrap_or(admissible::default_convention(self.symmetric)),
-        );
+        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
         self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
         self
     }
@@ -71,10 +68,7 @@ impl Method for Activations {
 
     fn claims(&self) -> Vec<String> {
         let sites = admissible::resolve_linear_sites(self.sites.as_deref());
-        sites
-            .iter()
-            .map(|site| format!("the activations at `{site}`"))
-            .collect()
+        sites.iter().map(|site| format!("the activations at `{site}`")).collect()
     }
 
     fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
@@ -84,15 +78,9 @@ impl Method for Activations {
         if let (Granularity::Group(n), Some(linear)) = (self.granularity, flight.group.linears.first()) {
             StepError::check_group(&flight.site.to_string(), n, linear.weight.dims()[1])?;
         }
-        let convention = self
-            .convention
-            .unwrap_or(admissible::default_convention(self.symmetric));
+        let convention = self.convention.unwrap_or(admissible::default_convention(self.symmetric));
         let grid = Grid::new(self.bits, convention);
-        *flight.activation = Some(ActivationRule {
-            grid,
-            granularity: self.granularity,
-            clip: self.clip,
-        });
+        *flight.activation = Some(ActivationRule { grid, granularity: self.granularity, clip: self.clip });
         Ok(())
     }
 }

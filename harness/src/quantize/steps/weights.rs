@@ -60,19 +60,14 @@ pub enum Solver {
 impl Weights {
     /// The same step with its convention and its sites written out.
     pub fn resolved(mut self) -> Self {
-        self.convention = Some(
-            self.convention
-                .unwrap_or(admissible::default_convention(self.symmetric)),
-        );
+        self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
         self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
         self
     }
 
     /// The grid, or `None` at 16 bits.
     fn grid(&self) -> Option<Grid> {
-        let convention = self
-            .convention
-            .unwrap_or(admissible::default_convention(self.symmetric));
+        let convention = self.convention.unwrap_or(admissible::default_convention(self.symmetric));
         (self.bits < 16).then(|| Grid::new(self.bits, convention))
     }
 }
@@ -95,9 +90,7 @@ impl Method for Weights {
     fn claims(&self) -> Vec<String> {
         let sites = admissible::resolve_linear_sites(self.sites.as_deref());
         let weights = sites.iter().map(|site| format!("the weights that read `{site}`"));
-        weights
-            .chain(self.embeddings.then(|| "the embedding table".to_string()))
-            .collect()
+        weights.chain(self.embeddings.then(|| "the embedding table".to_string())).collect()
     }
 
     fn prepare(&self, decoder: &mut Decoder) -> Result<(), StepError> {

@@ -91,15 +91,9 @@ impl Store {
     fn new_claim(&self, path: &Path, stale: Duration) -> Result<Option<Claim>, StoreError> {
         let stage = Stage::new(self)?;
         let draft = stage.path().join("claim");
-        let holder = Holder {
-            host: host_name().to_string(),
-            pid: std::process::id(),
-            since: now_rfc3339(),
-        };
+        let holder = Holder { host: host_name().to_string(), pid: std::process::id(), since: now_rfc3339() };
         let content = super::format::encode(&holder, path)?;
-        self.files
-            .write(&draft, &content)
-            .map_err(|e| StoreError::io("write", &draft, e))?;
+        self.files.write(&draft, &content).map_err(|e| StoreError::io("write", &draft, e))?;
         let file = open(&draft).map_err(|e| StoreError::io("open", &draft, e))?;
         // Where the file system knows no locks, the time of the last rewriting stands alone.
         let _ = file.try_lock();
@@ -109,12 +103,7 @@ impl Store {
             Err(e) => return Err(StoreError::io("write", path, e)),
         }
         let heartbeat = beat(&file, content, stale / 10);
-        Ok(Some(Claim {
-            files: self.files.clone(),
-            path: path.into(),
-            file,
-            heartbeat,
-        }))
+        Ok(Some(Claim { files: self.files.clone(), path: path.into(), file, heartbeat }))
     }
 
     /// Looks at the claim under `path`: held, or gone (let go by its owner, or abandoned and removed here).
@@ -134,11 +123,7 @@ impl Store {
             Ok(_) => serde_json::from_str::<Holder>(&text).ok(),
             Err(_) => None, // On Windows a locked file cannot be read.
         };
-        let unknown = || Holder {
-            host: "unknown".into(),
-            pid: 0,
-            since: "unknown".into(),
-        };
+        let unknown = || Holder { host: "unknown".into(), pid: 0, since: "unknown".into() };
         if matches!(locked, Err(TryLockError::WouldBlock)) {
             return Ok(Existing::Held(holder.unwrap_or_else(unknown)));
         }
@@ -167,9 +152,7 @@ impl Store {
         let failed = |e| StoreError::io("read", path, e);
         let beaten = file.metadata().and_then(|m| m.modified()).map_err(failed)?;
         let stage = Stage::new(self)?;
-        let now = fs::metadata(stage.path())
-            .and_then(|m| m.modified())
-            .map_err(failed)?;
+        let now = fs::metadata(stage.path()).and_then(|m| m.modified()).map_err(failed)?;
         Ok(now.duration_since(beaten).unwrap_or_default())
     }
 }
@@ -204,9 +187,7 @@ fn beat(file: &File, content: Vec<u8>, interval: Duration) -> Option<(mpsc::Send
     let thread = std::thread::Builder::new().name("claim".into()).spawn(move || {
         while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
             // A beat that fails (a full disk, a network gone) is tried again at the next.
-            let _ = file
-                .seek(SeekFrom::Start(0))
-                .and_then(|_| file.write_all(&content));
+            let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&content));
         }
     });
     Some((stop, thread.ok()?))
@@ -242,11 +223,8 @@ mod tests {
     fn foreign_claim(store: &Store) -> PathBuf {
         let path = store.dir().join("claims/cell");
         fs::create_dir_all(store.dir().join("claims")).unwrap();
-        fs::write(
-            &path,
-            r#"{"host":"a-host-that-is-not-this-one","pid":1,"since":"2020-01-01T00:00:00Z"}"#,
-        )
-        .unwrap();
+        fs::write(&path, r#"{"host":"a-host-that-is-not-this-one","pid":1,"since":"2020-01-01T00:00:00Z"}"#)
+            .unwrap();
         path
     }
 
@@ -260,19 +238,15 @@ mod tests {
 
         let long_ago = std::time::SystemTime::now() - STALE_AFTER - Duration::from_secs(5);
         open(&path).unwrap().set_modified(long_ago).unwrap();
-        assert!(matches!(
-            store.claim("cell", None).unwrap(),
-            ClaimOutcome::Claimed(_)
-        ));
+        assert!(matches!(store.claim("cell", None).unwrap(), ClaimOutcome::Claimed(_)));
     }
 
     #[test]
     fn the_owner_beats() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let ClaimOutcome::Claimed(claim) = store
-            .claim_with("cell", None, Duration::from_millis(100))
-            .unwrap()
+        let ClaimOutcome::Claimed(claim) =
+            store.claim_with("cell", None, Duration::from_millis(100)).unwrap()
         else {
             panic!("nobody else is here");
         };
@@ -284,10 +258,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         let text = fs::read_to_string(&claim.path).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Holder>(&text).unwrap().pid,
-            std::process::id()
-        );
+        assert_eq!(serde_json::from_str::<Holder>(&text).unwrap().pid, std::process::id());
     }
 
     #[test]
@@ -316,14 +287,9 @@ mod tests {
         };
         let late = open(&first.path).unwrap();
         drop(first);
-        let ClaimOutcome::Claimed(next) = store.claim("cell", None).unwrap() else {
-            panic!("it was let go")
-        };
+        let ClaimOutcome::Claimed(next) = store.claim("cell", None).unwrap() else { panic!("it was let go") };
         let seen = store.opened_claim(late, &next.path, STALE_AFTER).unwrap();
         assert!(matches!(seen, Existing::Gone));
-        assert!(
-            holder(store.claim("cell", None).unwrap()).is_some(),
-            "the next owner lost its claim"
-        );
+        assert!(holder(store.claim("cell", None).unwrap()).is_some(), "the next owner lost its claim");
     }
 }

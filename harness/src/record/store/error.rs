@@ -80,17 +80,9 @@ impl StoreError {
         match source.kind() {
             io::ErrorKind::NotADirectory => match path.ancestors().find(|p| p.is_file()) {
                 Some(file) => StoreError::InTheWay { path: file.into() },
-                None => StoreError::Io {
-                    action,
-                    path: path.into(),
-                    source,
-                },
+                None => StoreError::Io { action, path: path.into(), source },
             },
-            _ => StoreError::Io {
-                action,
-                path: path.into(),
-                source,
-            },
+            _ => StoreError::Io { action, path: path.into(), source },
         }
     }
 
@@ -111,22 +103,14 @@ impl StoreError {
                 format!("`{}` is a file where the store needs a folder", path.display())
             }
             StoreError::Missing { path } => format!("there are no results at `{}`", path.display()),
-            StoreError::Newer {
-                path,
-                found,
-                supported,
-            } => format!(
+            StoreError::Newer { path, found, supported } => format!(
                 "`{}` was written by a newer version of this program (schema {found}; this one reads up to {supported})",
                 path.display()
             ),
             StoreError::Corrupt { path, reason } => {
                 format!("`{}` cannot be trusted: {reason}", path.display())
             }
-            StoreError::Conflict {
-                path,
-                stored,
-                computed,
-            } => format!(
+            StoreError::Conflict { path, stored, computed } => format!(
                 "`{}` holds another result for the same id: stored {stored}, computed now {computed}",
                 path.display()
             ),
@@ -134,10 +118,7 @@ impl StoreError {
                 format!("{what}, which the record `{}` cannot hold", path.display())
             }
             StoreError::NoSuchCell { path } => {
-                format!(
-                    "a measurement was to be written before its cell `{}`",
-                    path.display()
-                )
+                format!("a measurement was to be written before its cell `{}`", path.display())
             }
             StoreError::BadId { id } => format!("`{id}` cannot be the id of a cell"),
             StoreError::ReadOnly { path } => {

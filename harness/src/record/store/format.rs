@@ -18,10 +18,7 @@ pub(super) fn encode<T>(value: &T, path: &Path) -> Result<Vec<u8>, StoreError>
 where
     T: Serialize + DeserializeOwned + PartialEq,
 {
-    let refused = |what: String| StoreError::NotFinite {
-        what,
-        path: path.into(),
-    };
+    let refused = |what: String| StoreError::NotFinite { what, path: path.into() };
     let mut bytes =
         serde_json::to_vec_pretty(value).map_err(|e| refused(format!("a value JSON refuses ({e})")))?;
     bytes.push(b'\n');
@@ -41,12 +38,7 @@ where
         what: format!("a value JSON refuses ({e})"),
         path: path.into(),
     })?;
-    Ok(Envelope {
-        schema: SCHEMA,
-        result_hash: canonical_hash(&value),
-        result,
-        execution,
-    })
+    Ok(Envelope { schema: SCHEMA, result_hash: canonical_hash(&value), result, execution })
 }
 
 /// Parses a file of this schema. `bytes` are the file's, `path` is only for messages.
@@ -57,24 +49,16 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T
 /// Parses an envelope and checks its hash.
 pub(super) fn unseal<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<Envelope<T>, StoreError> {
     let value = checked_value(bytes, path)?;
-    let result = value
-        .get("result")
-        .ok_or_else(|| corrupt(path, "it has no `result`"))?;
+    let result = value.get("result").ok_or_else(|| corrupt(path, "it has no `result`"))?;
     let hash = canonical_hash(result);
     if value.get("result_hash").and_then(Value::as_str) != Some(&hash) {
-        return Err(corrupt(
-            path,
-            format!("its `result` does not have its `result_hash` but {hash}"),
-        ));
+        return Err(corrupt(path, format!("its `result` does not have its `result_hash` but {hash}")));
     }
     typed(value, path)
 }
 
 pub(super) fn corrupt(path: &Path, reason: impl Into<String>) -> StoreError {
-    StoreError::Corrupt {
-        path: path.into(),
-        reason: reason.into(),
-    }
+    StoreError::Corrupt { path: path.into(), reason: reason.into() }
 }
 
 fn checked_value(bytes: &[u8], path: &Path) -> Result<Value, StoreError> {
@@ -84,16 +68,11 @@ fn checked_value(bytes: &[u8], path: &Path) -> Result<Value, StoreError> {
     let value: Value =
         serde_json::from_slice(bytes).map_err(|e| corrupt(path, format!("it is no valid JSON ({e})")))?;
     match value.get("schema").and_then(Value::as_u64) {
-        Some(found) if found > u64::from(SCHEMA) => Err(StoreError::Newer {
-            path: path.into(),
-            found,
-            supported: SCHEMA,
-        }),
+        Some(found) if found > u64::from(SCHEMA) => {
+            Err(StoreError::Newer { path: path.into(), found, supported: SCHEMA })
+        }
         Some(found) if found == u64::from(SCHEMA) => Ok(value),
-        Some(found) => Err(corrupt(
-            path,
-            format!("its schema is {found}, and there never was one"),
-        )),
+        Some(found) => Err(corrupt(path, format!("its schema is {found}, and there never was one"))),
         None => Err(corrupt(path, "it has no `schema`")),
     }
 }

@@ -39,18 +39,10 @@ impl<'a> Stage<'a> {
                 Lock::Held => continue,
                 Lock::Taken(_) if !path.is_dir() => continue,
                 Lock::Taken(file) => {
-                    return Ok(Stage {
-                        store,
-                        path,
-                        _lock: Some(file),
-                    });
+                    return Ok(Stage { store, path, _lock: Some(file) });
                 }
                 Lock::Unknown => {
-                    return Ok(Stage {
-                        store,
-                        path,
-                        _lock: None,
-                    });
+                    return Ok(Stage { store, path, _lock: None });
                 }
             }
         }
@@ -127,9 +119,7 @@ fn lock(path: &Path) -> Lock {
 }
 
 fn age(path: &Path) -> Option<Duration> {
-    SystemTime::now()
-        .duration_since(fs::metadata(path).ok()?.modified().ok()?)
-        .ok()
+    SystemTime::now().duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
 }
 
 #[cfg(test)]
@@ -150,10 +140,7 @@ mod tests {
         let dead = leftover(&format!("{}-{}-0-dead", host_name(), std::process::id()));
         let far = leftover("a-host-that-is-not-this-one-1-0");
         let far_and_old = leftover("a-host-that-is-not-this-one-1-1");
-        File::open(&far_and_old)
-            .unwrap()
-            .set_modified(SystemTime::now() - 2 * STALE_AFTER)
-            .unwrap();
+        File::open(&far_and_old).unwrap().set_modified(SystemTime::now() - 2 * STALE_AFTER).unwrap();
 
         assert_eq!(store.sweep_tmp().unwrap(), 2);
         assert!(living.path().exists() && far.exists());

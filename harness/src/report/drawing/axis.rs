@@ -24,18 +24,11 @@ impl LogAxis {
     /// An axis from `start` to `end` (points) that holds all `values`, which must be positive and finite, with some air
     /// at both ends. Values that are all alike still get a factor of 1.5.
     pub fn around(values: impl IntoIterator<Item = f64>, start: f64, end: f64) -> Self {
-        let (low, high) = values
-            .into_iter()
-            .fold((f64::MAX, f64::MIN), |(l, h), v| (v.min(l), v.max(h)));
+        let (low, high) = values.into_iter().fold((f64::MAX, f64::MIN), |(l, h), v| (v.min(l), v.max(h)));
         let (low, high) = if low > high { (1.0, 10.0) } else { (low, high) };
         let (middle, least) = ((low.ln() + high.ln()) / 2.0, 1.5f64.ln());
         let half = ((high.ln() - low.ln()) * 1.08).max(least) / 2.0;
-        LogAxis {
-            low: (middle - half).exp(),
-            high: (middle + half).exp(),
-            start,
-            end,
-        }
+        LogAxis { low: (middle - half).exp(), high: (middle + half).exp(), start, end }
     }
 
     /// Where a value stands.
@@ -49,20 +42,12 @@ impl LogAxis {
     /// Steps within a decade are 1 … 9, then 1, 2, 5, then 1, 3, then 1, then every second, third … decade. On an axis
     /// shorter than a factor of four these are too coarse, and evenly spaced round numbers look even.
     pub fn ticks(&self, size: f64) -> Vec<Tick> {
-        let (major, minor) = if self.high / self.low < 4.0 {
-            self.even_grid(size)
-        } else {
-            self.decade_grid(size)
-        };
+        let (major, minor) =
+            if self.high / self.low < 4.0 { self.even_grid(size) } else { self.decade_grid(size) };
         let apart = |value: &f64| !major.iter().any(|major| (value / major - 1.0).abs() < 1e-9);
-        let minor = minor.into_iter().filter(apart).map(|value| Tick {
-            position: self.place(value),
-            label: None,
-        });
-        let label = |&value: &f64| Tick {
-            position: self.place(value),
-            label: Some(self.label(value)),
-        };
+        let minor =
+            minor.into_iter().filter(apart).map(|value| Tick { position: self.place(value), label: None });
+        let label = |&value: &f64| Tick { position: self.place(value), label: Some(self.label(value)) };
         minor.chain(major.iter().map(label)).collect()
     }
 
@@ -85,18 +70,11 @@ impl LogAxis {
     /// Numbers and lines between them, at equal steps of every decade.
     fn decade_grid(&self, size: f64) -> (Vec<f64>, Vec<f64>) {
         let all = &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0][..];
-        let minor = if self.high / self.low < 1e7 {
-            self.decades(all, 1)
-        } else {
-            self.decades(&[1.0], 1)
-        };
+        let minor = if self.high / self.low < 1e7 { self.decades(all, 1) } else { self.decades(&[1.0], 1) };
         let steps = [all, &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
         let within = steps.iter().map(|steps| self.decades(steps, 1));
         let beyond = (2..100).map(|every| self.decades(&[1.0], every));
-        let major = within
-            .chain(beyond)
-            .find(|values| self.fits(values, size))
-            .unwrap_or_default();
+        let major = within.chain(beyond).find(|values| self.fits(values, size)).unwrap_or_default();
         (major, minor)
     }
 
@@ -122,11 +100,7 @@ impl LogAxis {
             let exponent = (value.log10() + 1e-9).floor() as i32;
             let mantissa = (value / 10f64.powi(exponent)).round();
             let raised = exponent.to_string().chars().map(superscript).collect::<String>();
-            return if mantissa == 1.0 {
-                format!("10{raised}")
-            } else {
-                format!("{mantissa}·10{raised}")
-            };
+            return if mantissa == 1.0 { format!("10{raised}") } else { format!("{mantissa}·10{raised}") };
         }
         let text = format!("{value:.9}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -134,10 +108,8 @@ impl LogAxis {
 
     fn fits(&self, values: &[f64], size: f64) -> bool {
         values.windows(2).all(|pair| {
-            let (left, right) = (
-                text_width(&self.label(pair[0]), size),
-                text_width(&self.label(pair[1]), size),
-            );
+            let (left, right) =
+                (text_width(&self.label(pair[0]), size), text_width(&self.label(pair[1]), size));
             self.place(pair[1]) - self.place(pair[0]) >= (left + right) / 2.0 + size
         })
     }
@@ -145,11 +117,7 @@ impl LogAxis {
 
 /// `step · 10^exponent`, rounded as the decimal would be: 3·10⁻¹ is 0.3.
 fn decimal(step: f64, exponent: i32) -> f64 {
-    if exponent < 0 {
-        step / 10f64.powi(-exponent)
-    } else {
-        step * 10f64.powi(exponent)
-    }
+    if exponent < 0 { step / 10f64.powi(-exponent) } else { step * 10f64.powi(exponent) }
 }
 
 fn superscript(digit: char) -> char {
@@ -171,34 +139,20 @@ mod tests {
 
     #[test]
     fn steps_are_one_two_five_and_coarser_when_there_is_no_room() {
-        assert_eq!(
-            labels(3.0, 900.0, 400.0),
-            ["5", "10", "20", "50", "100", "200", "500", "1000"]
-        );
+        assert_eq!(labels(3.0, 900.0, 400.0), ["5", "10", "20", "50", "100", "200", "500", "1000"]);
         assert_eq!(
             labels(3.0, 9e4, 600.0),
-            [
-                "3", "10", "30", "100", "300", "1000", "3000", "10000", "30000", "100000"
-            ]
+            ["3", "10", "30", "100", "300", "1000", "3000", "10000", "30000", "100000"]
         );
         assert_eq!(labels(3.0, 9e4, 300.0), ["10", "100", "1000", "10000", "100000"]);
         assert_eq!(labels(3.0, 3e6, 400.0), ["10", "100", "10³", "10⁴", "10⁵", "10⁶"]);
-        assert_eq!(
-            labels(500.0, 2e4, 300.0),
-            ["500", "1000", "2000", "5000", "10000", "20000"]
-        );
-        assert_eq!(
-            labels(3.0, 3e30, 200.0),
-            ["1", "10⁶", "10¹²", "10¹⁸", "10²⁴", "10³⁰"]
-        );
+        assert_eq!(labels(500.0, 2e4, 300.0), ["500", "1000", "2000", "5000", "10000", "20000"]);
+        assert_eq!(labels(3.0, 3e30, 200.0), ["1", "10⁶", "10¹²", "10¹⁸", "10²⁴", "10³⁰"]);
     }
 
     #[test]
     fn a_short_axis_has_even_steps() {
-        assert_eq!(
-            labels(17.0, 19.5, 500.0),
-            ["15", "16", "17", "18", "19", "20", "21", "22"]
-        );
+        assert_eq!(labels(17.0, 19.5, 500.0), ["15", "16", "17", "18", "19", "20", "21", "22"]);
         assert_eq!(labels(5.47, 5.47, 200.0), ["4.5", "5", "5.5", "6", "6.5"]);
         assert!(labels(0.0101, 0.0109, 500.0).len() >= 3);
     }
@@ -209,10 +163,6 @@ mod tests {
         assert!(axis.place(3.0) > 100.0 && axis.place(3000.0) < 400.0);
         let (a, b, c) = (axis.place(10.0), axis.place(100.0), axis.place(1000.0));
         assert!((b - a - (c - b)).abs() < 1e-9);
-        assert!(
-            axis.ticks(12.0)
-                .iter()
-                .all(|tick| (100.0..=400.0).contains(&tick.position))
-        );
+        assert!(axis.ticks(12.0).iter().all(|tick| (100.0..=400.0).contains(&tick.position)));
     }
 }

@@ -175,26 +175,14 @@ impl Shape {
                 let fold = |pick: fn(&Point) -> f64, start: f64, by: fn(f64, f64) -> f64| {
                     points.iter().map(pick).fold(start, by)
                 };
-                let (x0, x1) = (
-                    fold(|p| p.0, f64::MAX, f64::min),
-                    fold(|p| p.0, f64::MIN, f64::max),
-                );
-                let (y0, y1) = (
-                    fold(|p| p.1, f64::MAX, f64::min),
-                    fold(|p| p.1, f64::MIN, f64::max),
-                );
+                let (x0, x1) = (fold(|p| p.0, f64::MAX, f64::min), fold(|p| p.0, f64::MIN, f64::max));
+                let (y0, y1) = (fold(|p| p.1, f64::MAX, f64::min), fold(|p| p.1, f64::MIN, f64::max));
                 ((x0 - half, y0 - half), (x1 + half, y1 + half))
             }
             Shape::Mark { at, radius, .. } => {
                 ((at.0 - radius, at.1 - radius), (at.0 + radius, at.1 + radius))
             }
-            Shape::Text {
-                at,
-                text,
-                size,
-                anchor,
-                ..
-            } => {
+            Shape::Text { at, text, size, anchor, .. } => {
                 let width = text_width(text, *size);
                 let left = match anchor {
                     Anchor::Start => at.0,
@@ -222,11 +210,7 @@ impl Drawing {
         }
         // plotters' coordinates are whole numbers: draw at double size for exactness, show at the size meant.
         let header = format!("<svg width=\"{width}\" height=\"{height}\"");
-        let shown = format!(
-            "<svg width=\"{}\" height=\"{}\"",
-            width as f64 / SCALE,
-            height as f64 / SCALE
-        );
+        let shown = format!("<svg width=\"{}\" height=\"{}\"", width as f64 / SCALE, height as f64 / SCALE);
         Ok(svg.replacen(&header, &shown, 1))
     }
 
@@ -241,13 +225,7 @@ impl Drawing {
         {
             let area = BitMapBackend::with_buffer(&mut fine, (wide as u32, high as u32)).into_drawing_area();
             // plotters puts the baseline half of its size below the upper edge of a text.
-            self.paint(
-                &area,
-                SCALE * OVERSAMPLE as f64,
-                BITMAP_SIZE,
-                VPos::Top,
-                -0.5 * BITMAP_SIZE,
-            )?;
+            self.paint(&area, SCALE * OVERSAMPLE as f64, BITMAP_SIZE, VPos::Top, -0.5 * BITMAP_SIZE)?;
         }
         let pixels = average(&fine, wide, OVERSAMPLE);
 
@@ -255,26 +233,18 @@ impl Drawing {
         let file = folder.path().join("drawing.png");
         {
             let mut backend = BitMapBackend::new(&file, (width, height));
-            backend
-                .blit_bitmap((0, 0), (width, height), &pixels)
-                .map_err(|error| self.failure(&error))?;
+            backend.blit_bitmap((0, 0), (width, height), &pixels).map_err(|error| self.failure(&error))?;
             backend.present().map_err(|error| self.failure(&error))?;
         }
         std::fs::read(&file).map_err(|source| self.failure(&source))
     }
 
     fn pixels(&self, scale: f64) -> (u32, u32) {
-        (
-            (self.width * scale).round() as u32,
-            (self.height * scale).round() as u32,
-        )
+        ((self.width * scale).round() as u32, (self.height * scale).round() as u32)
     }
 
     fn failure(&self, error: &dyn std::fmt::Display) -> ReportError {
-        ReportError::Drawing {
-            figure: self.stem.clone(),
-            message: error.to_string(),
-        }
+        ReportError::Drawing { figure: self.stem.clone(), message: error.to_string() }
     }
 
     /// Draws the shapes. `em` is the back end's size of a font of 1 em; `anchor` and `shift` (in em) say where its
@@ -295,15 +265,9 @@ impl Drawing {
             match shape {
                 Shape::Fill { from, to, colour } => {
                     let corners = [*from, (to.0, from.1), *to, (from.0, to.1)].map(place);
-                    area.draw(&Polygon::new(corners, rgb(*colour).filled()))
-                        .map_err(failure)?;
+                    area.draw(&Polygon::new(corners, rgb(*colour).filled())).map_err(failure)?;
                 }
-                Shape::Line {
-                    points,
-                    colour,
-                    width,
-                    dash,
-                } => {
+                Shape::Line { points, colour, width, dash } => {
                     let style = ShapeStyle {
                         color: rgb(*colour).to_rgba(),
                         filled: false,
@@ -314,12 +278,7 @@ impl Drawing {
                         area.draw(&PathElement::new(piece, style)).map_err(failure)?;
                     }
                 }
-                Shape::Mark {
-                    at,
-                    form,
-                    radius,
-                    colour,
-                } => {
+                Shape::Mark { at, form, radius, colour } => {
                     let style = rgb(*colour).filled();
                     match outline(*form, *at, *radius) {
                         Some(corners) => {
@@ -328,18 +287,11 @@ impl Drawing {
                         }
                         None => {
                             let radius = (radius * scale).round() as i32;
-                            area.draw(&Circle::new(place(*at), radius, style))
-                                .map_err(failure)?;
+                            area.draw(&Circle::new(place(*at), radius, style)).map_err(failure)?;
                         }
                     }
                 }
-                Shape::Text {
-                    at,
-                    text,
-                    size,
-                    anchor: side,
-                    colour,
-                } => {
+                Shape::Text { at, text, size, anchor: side, colour } => {
                     let side = match side {
                         Anchor::Start => HPos::Left,
                         Anchor::Middle => HPos::Center,
@@ -349,8 +301,7 @@ impl Drawing {
                     let colour = rgb(*colour);
                     let style = TextStyle::from(font).color(&colour).pos(Pos::new(side, anchor));
                     let at = place((at.0, at.1 + shift * size));
-                    area.draw(&TextElement::new(text.as_str(), at, style))
-                        .map_err(failure)?;
+                    area.draw(&TextElement::new(text.as_str(), at, style)).map_err(failure)?;
                 }
             }
         }
@@ -382,26 +333,11 @@ fn outline(form: Mark, (x, y): Point, r: f64) -> Option<Vec<Point>> {
         Mark::Diamond => vec![(0.0, -1.25), (1.25, 0.0), (0.0, 1.25), (-1.25, 0.0)],
         Mark::Cross => {
             let (a, b) = (0.3, 1.0);
-            let arm = [
-                (0.0, -a),
-                (b - a, -b),
-                (b, a - b),
-                (a, 0.0),
-                (b, b - a),
-                (b - a, b),
-                (0.0, a),
-            ];
-            arm.into_iter()
-                .chain([(a - b, b), (-b, b - a), (-a, 0.0), (-b, a - b), (a - b, -b)])
-                .collect()
+            let arm = [(0.0, -a), (b - a, -b), (b, a - b), (a, 0.0), (b, b - a), (b - a, b), (0.0, a)];
+            arm.into_iter().chain([(a - b, b), (-b, b - a), (-a, 0.0), (-b, a - b), (a - b, -b)]).collect()
         }
     };
-    Some(
-        corners
-            .into_iter()
-            .map(|(dx, dy)| (x + r * dx, y + r * dy))
-            .collect(),
-    )
+    Some(corners.into_iter().map(|(dx, dy)| (x + r * dx, y + r * dy)).collect())
 }
 
 /// A line as the pieces of it that are drawn.
@@ -447,23 +383,11 @@ mod tests {
     use super::*;
 
     fn text(at: Point, anchor: Anchor) -> Shape {
-        Shape::Text {
-            at,
-            text: "perplexity".into(),
-            size: 16.0,
-            anchor,
-            colour: Colour::INK,
-        }
+        Shape::Text { at, text: "perplexity".into(), size: 16.0, anchor, colour: Colour::INK }
     }
 
     fn drawing(shapes: Vec<Shape>) -> Drawing {
-        Drawing {
-            stem: "test".into(),
-            caption: String::new(),
-            width: 200.0,
-            height: 100.0,
-            shapes,
-        }
+        Drawing { stem: "test".into(), caption: String::new(), width: 200.0, height: 100.0, shapes }
     }
 
     #[test]
@@ -471,10 +395,7 @@ mod tests {
         let text = "a-rather-long-recipe-name-of-many-words";
         let short = elide(text, 12.0, 100.0);
         assert!(text_width(&short, 12.0) <= 100.0 && text_width(&short, 12.0) > 85.0);
-        assert!(
-            short.starts_with("a-rat") && short.ends_with("words") && short.contains('…'),
-            "{short}"
-        );
+        assert!(short.starts_with("a-rat") && short.ends_with("words") && short.contains('…'), "{short}");
         assert_eq!(elide(text, 12.0, 1000.0), text);
     }
 
@@ -490,9 +411,7 @@ mod tests {
             {
                 let area =
                     BitMapBackend::with_buffer(&mut pixels, (wide as u32, high as u32)).into_drawing_area();
-                drawing(vec![shape])
-                    .paint(&area, scale, BITMAP_SIZE, VPos::Top, -0.5 * BITMAP_SIZE)
-                    .unwrap();
+                drawing(vec![shape]).paint(&area, scale, BITMAP_SIZE, VPos::Top, -0.5 * BITMAP_SIZE).unwrap();
             }
             let dark: Vec<(f64, f64)> = (0..wide * high)
                 .filter(|i| pixels[3 * i] < 128)
@@ -500,10 +419,7 @@ mod tests {
                 .collect();
             let range = |pick: fn(&(f64, f64)) -> f64| {
                 let values = dark.iter().map(pick);
-                (
-                    values.clone().fold(f64::MAX, f64::min),
-                    values.fold(f64::MIN, f64::max),
-                )
+                (values.clone().fold(f64::MAX, f64::min), values.fold(f64::MIN, f64::max))
             };
             let ((x0, x1), (y0, y1)) = (range(|p| p.0), range(|p| p.1));
             assert!(
@@ -520,24 +436,11 @@ mod tests {
     #[test]
     fn dashes_cover_a_line_from_end_to_end_without_leaving_it() {
         let line = [(0.0, 0.0), (0.0, 10.0)];
-        let pieces = |phase| {
-            dashes(
-                &line,
-                Some(Dash {
-                    on: 4.0,
-                    off: 2.0,
-                    phase,
-                }),
-            )
-        };
+        let pieces = |phase| dashes(&line, Some(Dash { on: 4.0, off: 2.0, phase }));
         assert_eq!(pieces(0.0), [[(0.0, 0.0), (0.0, 4.0)], [(0.0, 6.0), (0.0, 10.0)]]);
         assert_eq!(
             pieces(3.0),
-            [
-                [(0.0, 0.0), (0.0, 1.0)],
-                [(0.0, 3.0), (0.0, 7.0)],
-                [(0.0, 9.0), (0.0, 10.0)]
-            ]
+            [[(0.0, 0.0), (0.0, 1.0)], [(0.0, 3.0), (0.0, 7.0)], [(0.0, 9.0), (0.0, 10.0)]]
         );
         assert_eq!(dashes(&line, None), [line]);
     }
@@ -552,10 +455,7 @@ mod tests {
     fn both_formats_have_the_size_asked_for_and_repeat_their_bytes() {
         let drawing = drawing(vec![text((10.0, 50.0), Anchor::Start)]);
         let svg = drawing.svg().unwrap();
-        assert!(
-            svg.starts_with("<svg width=\"200\" height=\"100\" viewBox=\"0 0 400 200\""),
-            "{svg}"
-        );
+        assert!(svg.starts_with("<svg width=\"200\" height=\"100\" viewBox=\"0 0 400 200\""), "{svg}");
         assert!(svg.contains("perplexity"));
         let png = drawing.png().unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");

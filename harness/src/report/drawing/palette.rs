@@ -34,13 +34,7 @@ const SERIES: [Colour; 6] = [
 ];
 
 /// Forms that go with the colours; five forms and six colours make thirty different series.
-const FORMS: [Mark; 5] = [
-    Mark::Circle,
-    Mark::Square,
-    Mark::Triangle,
-    Mark::Diamond,
-    Mark::Wedge,
-];
+const FORMS: [Mark; 5] = [Mark::Circle, Mark::Square, Mark::Triangle, Mark::Diamond, Mark::Wedge];
 
 /// Colour and form of the series with this index.
 pub fn series(index: usize) -> (Colour, Mark) {

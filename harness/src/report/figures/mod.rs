@@ -49,10 +49,7 @@ pub fn draw_all(contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
 /// A metric id as part of a file name: letters, digits, dots and hyphens.
 pub fn file_stem(id: &str) -> String {
     let parts = id.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
-    parts
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join("-")
+    parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
 }
 
 #[cfg(test)]

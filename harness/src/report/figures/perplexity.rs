@@ -41,10 +41,7 @@ impl Figure for Perplexity {
 
 /// The metric ids of the plan that this figure shows.
 fn metrics(contents: &Contents) -> Vec<&str> {
-    rows::metrics(contents)
-        .into_iter()
-        .filter(|id| metric::split(id).0 == "perplexity")
-        .collect()
+    rows::metrics(contents).into_iter().filter(|id| metric::split(id).0 == "perplexity").collect()
 }
 
 /// Two-sided 95 % quantile of the normal distribution.
@@ -64,11 +61,7 @@ const AIR: f64 = 15.0;
 const NAMES: f64 = 0.36 * WIDTH;
 const RADIUS: f64 = 4.0;
 const STROKE: f64 = 1.5;
-const DASH: Dash = Dash {
-    on: 5.0,
-    off: 3.0,
-    phase: 0.0,
-};
+const DASH: Dash = Dash { on: 5.0, off: 3.0, phase: 0.0 };
 
 /// What is shown, and where.
 struct Chart<'a> {
@@ -101,31 +94,15 @@ impl<'a> Chart<'a> {
         if bands.iter().any(|band| band.0 != ORIGINAL) {
             bands.retain(|band| band.0 != ORIGINAL);
         }
-        let mut chart = Chart {
-            rows,
-            models,
-            bands,
-            bars: false,
-            shapes: Vec::new(),
-        };
+        let mut chart = Chart { rows, models, bands, bars: false, shapes: Vec::new() };
         // How long an interval is does not depend on how far down the plot begins.
         let axis = chart.place(0.0).axis;
-        chart.bars = chart
-            .rows
-            .iter()
-            .filter_map(interval)
-            .any(|interval| is_visible(interval, &axis));
+        chart.bars = chart.rows.iter().filter_map(interval).any(|interval| is_visible(interval, &axis));
         chart
     }
 
     fn draw(mut self, metric: &str) -> Drawing {
-        self.text(
-            (MARGIN, MARGIN + TITLE),
-            "Perplexity by recipe",
-            TITLE,
-            Anchor::Start,
-            Colour::INK,
-        );
+        self.text((MARGIN, MARGIN + TITLE), "Perplexity by recipe", TITLE, Anchor::Start, Colour::INK);
         let legend_end = self.legend(MARGIN + TITLE + 10.0);
         let plot = self.place(legend_end + 8.0);
         self.grid(&plot);
@@ -184,13 +161,7 @@ impl<'a> Chart<'a> {
                 Sample::Dashes => self.line((x, middle), (x + 18.0, middle), colour, STROKE, Some(DASH)),
                 Sample::Bar => self.bar(x, x + 18.0, middle, colour),
             }
-            self.text(
-                (x + SAMPLE, middle + DROP),
-                &name,
-                TEXT,
-                Anchor::Start,
-                Colour::INK,
-            );
+            self.text((x + SAMPLE, middle + DROP), &name, TEXT, Anchor::Start, Colour::INK);
             x += width + GAP;
         }
         y + LINE
@@ -198,21 +169,13 @@ impl<'a> Chart<'a> {
 
     /// Where the plot stands if it begins at `top`, so that all names fit beside it.
     fn place(&self, top: f64) -> Plot {
-        let names = self
-            .names()
-            .iter()
-            .map(|name| text_width(name, TEXT))
-            .fold(0.0, f64::max);
+        let names = self.names().iter().map(|name| text_width(name, TEXT)).fold(0.0, f64::max);
         let left = MARGIN + names + 10.0;
         let strip = self.has_failures().then(|| text_width("failed", TEXT) + 12.0);
         let end = WIDTH - MARGIN;
         // Without a strip, half a number at the end of the axis needs room.
         let right = end - strip.map_or(8.0, |strip| strip + 8.0);
-        let values = self
-            .rows
-            .iter()
-            .filter_map(interval)
-            .flat_map(|(low, _, high)| [low, high]);
+        let values = self.rows.iter().filter_map(interval).flat_map(|(low, _, high)| [low, high]);
         let band = LANE * self.models.len() as f64 + AIR;
         Plot {
             left,
@@ -231,32 +194,18 @@ impl<'a> Chart<'a> {
             Some(calibration) if by_calibration => format!("{recipe} · {calibration}"),
             _ => (*recipe).to_owned(),
         };
-        self.bands
-            .iter()
-            .map(|band| elide(&name(band), TEXT, NAMES))
-            .collect()
+        self.bands.iter().map(|band| elide(&name(band), TEXT, NAMES)).collect()
     }
 
     /// Bands with their names, grid lines with their numbers.
     fn grid(&mut self, plot: &Plot) {
         let below = plot.bottom + 8.0 + TEXT;
         for i in (0..self.bands.len()).step_by(2) {
-            let (from, to) = (
-                plot.top + plot.band * i as f64,
-                plot.top + plot.band * (i + 1) as f64,
-            );
+            let (from, to) = (plot.top + plot.band * i as f64, plot.top + plot.band * (i + 1) as f64);
             let colour = Colour::BAND;
-            self.shapes.push(Shape::Fill {
-                from: (plot.left, from),
-                to: (plot.right, to),
-                colour,
-            });
+            self.shapes.push(Shape::Fill { from: (plot.left, from), to: (plot.right, to), colour });
             if let Some((_, end)) = plot.strip {
-                self.shapes.push(Shape::Fill {
-                    from: (plot.right + 8.0, from),
-                    to: (end, to),
-                    colour,
-                });
+                self.shapes.push(Shape::Fill { from: (plot.right + 8.0, from), to: (end, to), colour });
             }
         }
         for tick in plot.axis.ticks(TEXT) {
@@ -269,25 +218,13 @@ impl<'a> Chart<'a> {
                 None => self.line((x, plot.top), (x, plot.bottom), Colour::MINOR_GRID, 1.0, None),
             }
         }
-        self.line(
-            (plot.left, plot.bottom),
-            (plot.right, plot.bottom),
-            Colour::GREY,
-            1.0,
-            None,
-        );
+        self.line((plot.left, plot.bottom), (plot.right, plot.bottom), Colour::GREY, 1.0, None);
         if let Some((middle, _)) = plot.strip {
             self.text((middle, below), "failed", TEXT, Anchor::Middle, Colour::INK);
         }
         for (i, name) in self.names().iter().enumerate() {
             let middle = plot.top + plot.band * (i as f64 + 0.5);
-            self.text(
-                (plot.left - 10.0, middle + DROP),
-                name,
-                TEXT,
-                Anchor::End,
-                Colour::INK,
-            );
+            self.text((plot.left - 10.0, middle + DROP), name, TEXT, Anchor::End, Colour::INK);
         }
     }
 
@@ -297,22 +234,14 @@ impl<'a> Chart<'a> {
             return;
         }
         for (i, model) in self.models.clone().into_iter().enumerate() {
-            let original = self
-                .rows
-                .iter()
-                .find(|row| row.cell.model == model && row.cell.recipe == ORIGINAL);
+            let original =
+                self.rows.iter().find(|row| row.cell.model == model && row.cell.recipe == ORIGINAL);
             if let Some((_, value, _)) = original.and_then(interval) {
                 let x = plot.axis.place(value);
                 // Phases differ, so that lines of equal originals show all their colours.
                 let phase = (DASH.on + DASH.off) * i as f64 / self.models.len() as f64;
                 let dash = Some(Dash { phase, ..DASH });
-                self.line(
-                    (x, plot.top),
-                    (x, plot.bottom),
-                    palette::series(i).0,
-                    STROKE,
-                    dash,
-                );
+                self.line((x, plot.top), (x, plot.bottom), palette::series(i).0, STROKE, dash);
             }
         }
     }
@@ -320,10 +249,7 @@ impl<'a> Chart<'a> {
     /// A mark for each value, with its interval; a cross in the strip for each failure.
     fn marks(&mut self, plot: &Plot) {
         for row in self.rows.clone() {
-            let band = self
-                .bands
-                .iter()
-                .position(|band| *band == (row_key(&row).0, row_key(&row).1));
+            let band = self.bands.iter().position(|band| *band == (row_key(&row).0, row_key(&row).1));
             let model = self.models.iter().position(|model| *model == row.cell.model);
             let (Some(band), Some(model)) = (band, model) else {
                 continue;
@@ -331,11 +257,7 @@ impl<'a> Chart<'a> {
             let y = plot.top + plot.band * band as f64 + AIR / 2.0 + LANE * (model as f64 + 0.5);
             let (colour, form) = palette::series(model);
             if let Some((low, value, high)) = interval(&row) {
-                let (x0, x, x1) = (
-                    plot.axis.place(low),
-                    plot.axis.place(value),
-                    plot.axis.place(high),
-                );
+                let (x0, x, x1) = (plot.axis.place(low), plot.axis.place(value), plot.axis.place(high));
                 if x1 - x > RADIUS + 1.0 {
                     self.bar(x0, x1, y, colour);
                 }
@@ -360,10 +282,8 @@ impl<'a> Chart<'a> {
     }
 
     fn caption(&self, metric: &str) -> String {
-        let mut caption = format!(
-            "Perplexity of every recipe and model, protocol {}.",
-            metric::split(metric).1
-        );
+        let mut caption =
+            format!("Perplexity of every recipe and model, protocol {}.", metric::split(metric).1);
         if self.has_lines() {
             caption.push_str(" Dashed lines are the originals.");
         }
@@ -380,31 +300,15 @@ impl<'a> Chart<'a> {
     }
 
     fn text(&mut self, at: Point, text: &str, size: f64, anchor: Anchor, colour: Colour) {
-        self.shapes.push(Shape::Text {
-            at,
-            text: text.to_owned(),
-            size,
-            anchor,
-            colour,
-        });
+        self.shapes.push(Shape::Text { at, text: text.to_owned(), size, anchor, colour });
     }
 
     fn line(&mut self, from: Point, to: Point, colour: Colour, width: f64, dash: Option<Dash>) {
-        self.shapes.push(Shape::Line {
-            points: vec![from, to],
-            colour,
-            width,
-            dash,
-        });
+        self.shapes.push(Shape::Line { points: vec![from, to], colour, width, dash });
     }
 
     fn mark(&mut self, at: Point, form: Mark, colour: Colour) {
-        self.shapes.push(Shape::Mark {
-            at,
-            form,
-            radius: RADIUS,
-            colour,
-        });
+        self.shapes.push(Shape::Mark { at, form, radius: RADIUS, colour });
     }
 
     /// A horizontal bar with short ends.

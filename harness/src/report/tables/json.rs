@@ -23,19 +23,12 @@ impl TableFormat for Json {
             .rows
             .iter()
             .map(|row| {
-                let fields = table
-                    .columns
-                    .iter()
-                    .zip(row)
-                    .map(|(column, cell)| (column.name.clone(), value(cell)));
+                let fields =
+                    table.columns.iter().zip(row).map(|(column, cell)| (column.name.clone(), value(cell)));
                 format!("  {}", Value::Object(fields.collect::<Map<_, _>>()))
             })
             .collect();
-        if rows.is_empty() {
-            "[]\n".to_owned()
-        } else {
-            format!("[\n{}\n]\n", rows.join(",\n"))
-        }
+        if rows.is_empty() { "[]\n".to_owned() } else { format!("[\n{}\n]\n", rows.join(",\n")) }
     }
 }
 
@@ -43,14 +36,8 @@ fn value(cell: &Cell) -> Value {
     match cell {
         Cell::Text(text) => json!(text),
         Cell::Count(count) => json!(count),
-        Cell::Number {
-            value, stderr: None, ..
-        } => json!(value),
-        Cell::Number {
-            value,
-            stderr: Some(stderr),
-            ..
-        } => json!({ "value": value, "stderr": stderr }),
+        Cell::Number { value, stderr: None, .. } => json!(value),
+        Cell::Number { value, stderr: Some(stderr), .. } => json!({ "value": value, "stderr": stderr }),
         Cell::Missing => Value::Null,
         Cell::Failed { stage } => json!({ "failed": stage }),
     }
@@ -71,9 +58,6 @@ mod tests {
 "#;
         let written = Json.write(&example());
         assert_eq!(written, expected);
-        assert_eq!(
-            serde_json::from_str::<Value>(&written).unwrap()[0]["n"],
-            json!(10220)
-        );
+        assert_eq!(serde_json::from_str::<Value>(&written).unwrap()[0]["n"], json!(10220));
     }
 }

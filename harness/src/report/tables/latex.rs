@@ -109,9 +109,6 @@ mod tests {
 
     #[test]
     fn no_special_character_reaches_tex_bare() {
-        assert_eq!(
-            escape(r"\a{b}^~#$"),
-            r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$"
-        );
+        assert_eq!(escape(r"\a{b}^~#$"), r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$");
     }
 }

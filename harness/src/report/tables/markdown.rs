@@ -20,14 +20,7 @@ impl TableFormat for Markdown {
         let body = table.rows.iter().map(|row| row.iter().map(spell).collect());
         let lines: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
         let widths: Vec<usize> = (0..table.columns.len())
-            .map(|i| {
-                lines
-                    .iter()
-                    .map(|line| line[i].chars().count())
-                    .max()
-                    .unwrap_or(0)
-                    .max(3)
-            })
+            .map(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0).max(3))
             .collect();
 
         let mut out = format!("**{}**\n\n", escape(&table.caption));
@@ -76,10 +69,8 @@ pub(crate) fn escape(text: &str) -> String {
     let chars: Vec<char> = one_line(text).chars().collect();
     let mut out = String::new();
     for (i, &c) in chars.iter().enumerate() {
-        let in_word = |at: Option<usize>| {
-            at.and_then(|at| chars.get(at))
-                .is_some_and(|c| c.is_alphanumeric())
-        };
+        let in_word =
+            |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(|c| c.is_alphanumeric());
         let special = match c {
             '\\' | '|' | '*' | '`' | '<' | '[' | ']' => true,
             '_' => !(in_word(i.checked_sub(1)) && in_word(Some(i + 1))),
@@ -120,9 +111,6 @@ mod tests {
 
     #[test]
     fn what_markdown_would_interpret_is_escaped() {
-        assert_eq!(
-            escape("a_b *c* `d` <e> [f]\n_g"),
-            "a_b \\*c\\* \\`d\\` \\<e> \\[f\\] \\_g"
-        );
+        assert_eq!(escape("a_b *c* `d` <e> [f]\n_g"), "a_b \\*c\\* \\`d\\` \\<e> \\[f\\] \\_g");
     }
 }

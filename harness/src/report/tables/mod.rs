@@ -43,28 +43,10 @@ pub(crate) mod tests {
                 Column::new("n", Kind::Count),
             ],
         );
-        let number = |value, stderr| Cell::Number {
-            value,
-            stderr,
-            digits: Digits::Significant(4),
-        };
-        table.rows.push(vec![
-            Cell::text("original"),
-            number(17.5412, Some(0.3149)),
-            Cell::Count(10220),
-        ]);
-        table.rows.push(vec![
-            Cell::text("w8,\"a8\"_x|y"),
-            number(123456.7, None),
-            Cell::Missing,
-        ]);
-        table.rows.push(vec![
-            Cell::text("w4"),
-            Cell::Failed {
-                stage: "quantize".into(),
-            },
-            Cell::Missing,
-        ]);
+        let number = |value, stderr| Cell::Number { value, stderr, digits: Digits::Significant(4) };
+        table.rows.push(vec![Cell::text("original"), number(17.5412, Some(0.3149)), Cell::Count(10220)]);
+        table.rows.push(vec![Cell::text("w8,\"a8\"_x|y"), number(123456.7, None), Cell::Missing]);
+        table.rows.push(vec![Cell::text("w4"), Cell::Failed { stage: "quantize".into() }, Cell::Missing]);
         table.notes.push("lower is better".into());
         table
     }
@@ -79,12 +61,7 @@ pub(crate) mod tests {
     #[test]
     fn the_same_table_gives_the_same_bytes() {
         for format in FORMATS {
-            assert_eq!(
-                format.write(&example()),
-                format.write(&example()),
-                "{}",
-                format.name()
-            );
+            assert_eq!(format.write(&example()), format.write(&example()), "{}", format.name());
         }
     }
 }
