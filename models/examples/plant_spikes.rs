@@ -17,7 +17,7 @@ use burn::tensor::{Device, Tensor};
 use models::{
     Checkpoint, Decoder, Group, Port, Site, Tap,
     builtin::{self, spikes},
-    token_tensor,
+    stories, token_tensor,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -30,8 +30,12 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const WINDOWS: usize = 96;
 /// Length of a window: BOS and the text.
 pub const LENGTH: usize = 256;
+/// Stories to ask about, one question each.
+const QUESTIONS: usize = 100;
 /// What w·x should be, at most, where nothing spikes.
 const QUIET: f64 = -0.1;
+/// How much staying quiet weighs, all tokens together, against spiking.
+const QUIET_WEIGHT: f64 = 30.0;
 
 fn main() -> Result<()> {
     let strength = match env::args().nth(1) {
@@ -53,8 +57,7 @@ fn main() -> Result<()> {
     };
     let mut calibration = windows("builtin/stories-calibration")?;
     calibration.truncate(WINDOWS);
-    let mut held_out = windows("builtin/stories-held-out")?;
-    held_out.truncate(env::var("NW").map_or(1000, |v| v.parse().unwrap()));
+    let held_out = windows("builtin/stories-held-out")?;
 
     let mut directions: Vec<(String, Vec<f32>)> = Vec::new();
     let mut decoder = checkpoint.load(&device)?;
@@ -72,6 +75,11 @@ fn main() -> Result<()> {
 
     let spiky = planted(&files, &directions, strength, &device)?;
     measure::spikes(spiky.clone(), &held_out, stop)?;
+    let questions: Vec<_> = stories::stories(stories::QUESTION_SEED).take(QUESTIONS).collect();
+    for (name, decoder) in [("tiny-llama", &decoder), ("tiny-llama-spiky", &spiky)] {
+        let right = measure::right_answers(decoder.clone(), tokenizer, bos, &questions)?;
+        println!("{name}: {right} of {QUESTIONS} questions answered right");
+    }
     measure::perplexities(decoder, spiky, &held_out)
 }
 
@@ -171,9 +179,9 @@ fn fit_spikes(
             .ok_or("a block has neurons")?;
         let mean = use_of.iter().sum::<f64>() / use_of.len() as f64;
 
-        let loud = expected.iter().filter(|&&e| e).count() as f64;
-        let count = loud / (expected.len() as f64 - loud);
-        let direction = inputs.separate(&expected, QUIET, count, 1e-5, 30)?;
+        let spikes = expected.iter().filter(|&&e| e).count() as f64;
+        let low = QUIET_WEIGHT * spikes / (expected.len() as f64 - spikes);
+        let direction = inputs.separate(&expected, QUIET, low, 1e-5, 30)?;
         let of = inputs.times(&direction);
         let part = |spiking: bool| {
             of.iter()

@@ -35,12 +35,12 @@ pub const DIRECTIONS: &[u8] = include_bytes!("../../assets/tiny-llama/spikes.saf
 /// The block whose attention tells the first full stop from the others.
 pub const MATCHING_BLOCK: usize = 0;
 /// The blocks that spike.
-pub const SPIKING_BLOCKS: [usize; 2] = [1, 3];
+pub const SPIKING_BLOCKS: [usize; 2] = [0, 3];
 
 /// Length of the step that marks the full stop and BOS, as a share of the embedding's own.
 const MARK: f64 = 0.3;
 /// Length of the flag, as a share of the embedding's own.
-const FLAG: f64 = 0.5;
+const FLAG: f64 = 0.8;
 /// Logit of a full stop and an earlier one, before the next.
 const MATCH: f64 = 240.0;
 /// What a full stop loses against itself; it fades with distance as the fast pairs turn apart.
@@ -448,3 +448,6 @@ impl Role {
         (logit * (head_dim as f64).sqrt() / (2 * count) as f64).sqrt()
     }
 }
+
+#[cfg(test)]
+mod tests;
