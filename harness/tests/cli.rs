@@ -1,5 +1,7 @@
 //! The binary: exit codes, and that data and talk go to different places.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

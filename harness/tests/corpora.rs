@@ -1,5 +1,7 @@
 //! Corpora from a data directory, files and JSON lines: what is read, what it is called, and what is said when it is not there.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use harness::data::CorpusRef;

@@ -1,5 +1,7 @@
 //! Properties of every grid under every convention, on the host and by tensor operations.
 
+#![allow(clippy::unwrap_used)]
+
 use burn::tensor::{Device, Tensor, TensorData};
 use harness::quantize::fake_quant::ActivationRule;
 use harness::quantize::grid::{CONVENTIONS, Convention, Granularity, Grid};
@@ -125,7 +127,7 @@ proptest! {
         for grid in grids() {
             for clip in [1.0, 0.9] {
                 let by_operations = round_on_device(host_rows(values.clone(), 24), grid, clip);
-                let by_operations: Vec<f32> = by_operations.to_data().to_vec().unwrap();
+                let by_operations: Vec<f32> = by_operations.to_data().try_to_vec().unwrap();
                 let mut by_loop = values.clone();
                 by_loop.chunks_mut(24).for_each(|row| { round_slice(row, grid, clip); });
                 prop_assert_eq!(&by_operations, &by_loop, "{:?}", grid);
@@ -172,7 +174,7 @@ fn rows_of_zeros_stay_zeros() {
         round_slice(&mut values, grid, 1.0);
         assert!(values.iter().all(|&x| x == 0.0), "{grid:?}: {values:?}");
         let rows = round_on_device(host_rows(vec![0.0; 40], 20), grid, 1.0);
-        let rows: Vec<f32> = rows.to_data().to_vec().unwrap();
+        let rows: Vec<f32> = rows.to_data().try_to_vec().unwrap();
         assert!(rows.iter().all(|&x| x == 0.0), "{grid:?}");
     }
 }
@@ -199,7 +201,7 @@ fn more_bits_and_finer_granularity_lose_less() {
     let error = |grid, granularity| {
         let tensor = host_rows(weights.clone(), width);
         let rounded = round_weight("w", tensor, grid, granularity, 1.0).unwrap();
-        squared_error(&rounded.to_data().to_vec::<f32>().unwrap(), &weights)
+        squared_error(&rounded.to_data().try_to_vec::<f32>().unwrap(), &weights)
     };
     for convention in CONVENTIONS {
         let mut last = f64::INFINITY;
@@ -231,10 +233,10 @@ fn a_tensor_scale_belongs_to_one_sequence_whatever_the_batch() {
         let shape = [sequences, tokens, channels];
         Tensor::<3>::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
     };
-    let together: Vec<f32> = round_activation(tensor(&values, 2), &rule).to_data().to_vec().unwrap();
+    let together: Vec<f32> = round_activation(tensor(&values, 2), &rule).to_data().try_to_vec().unwrap();
     let (first, second) = values.split_at(tokens * channels);
-    let mut alone: Vec<f32> = round_activation(tensor(first, 1), &rule).to_data().to_vec().unwrap();
-    alone.extend(round_activation(tensor(second, 1), &rule).to_data().to_vec::<f32>().unwrap());
+    let mut alone: Vec<f32> = round_activation(tensor(first, 1), &rule).to_data().try_to_vec().unwrap();
+    alone.extend(round_activation(tensor(second, 1), &rule).to_data().try_to_vec::<f32>().unwrap());
     assert_eq!(together, alone);
     let zeros = alone[..tokens * channels].iter().filter(|&&x| x == 0.0).count();
     assert_eq!(zeros, tokens * channels - 1, "one spike erases its sequence");
@@ -268,7 +270,7 @@ fn sixteen_bits_are_the_identity() {
         };
         step.method().apply(&mut flight).unwrap();
         for linear in &group.linears {
-            assert_eq!(linear.weight.to_data().to_vec::<f32>().unwrap(), gaussian(8, 16), "{name}");
+            assert_eq!(linear.weight.to_data().try_to_vec::<f32>().unwrap(), gaussian(8, 16), "{name}");
         }
         assert_eq!(activation, None, "{name}");
     }

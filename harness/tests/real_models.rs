@@ -3,6 +3,8 @@
 //! Small trained models and texts are looked for in `../shared` beside the repository, SmolLM2 in the folder that
 //! `scripts/fetch_model` fills (`QUANTSCOPE_MODELS`, else the user's cache). What is not there is skipped, loudly.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 

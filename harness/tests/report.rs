@@ -1,5 +1,7 @@
 //! Reports from hand-built records: golden tables, files on disk, staleness, comparison of summaries, readable figures.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! The store as processes see it: crashes between any two file operations, full disks, bad files, and races.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

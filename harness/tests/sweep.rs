@@ -1,5 +1,7 @@
 //! Sweeps by the binary, from an experiment file to a report: nothing twice, nothing lost, nothing that differs.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::BTreeMap;

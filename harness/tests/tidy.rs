@@ -3,6 +3,8 @@
 //!
 //! Each rule returns its violations; a test fails with all of them at once, each naming file, line and cure.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

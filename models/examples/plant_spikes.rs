@@ -11,30 +11,32 @@ mod fit;
 #[path = "plant_spikes/measure.rs"]
 mod measure;
 
-use std::{collections::HashMap, env, error::Error, fs, path::Path};
+use std::{env, error::Error, fs, path::Path};
 
 use burn::tensor::{Device, Tensor};
 use models::{
     Checkpoint, Decoder, Group, Port, Site, Tap,
     builtin::{self, spikes},
-    token_tensor,
+    stories, token_tensor,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
 use fit::Matrix;
 
+/// Whatever went wrong, for the reader of the terminal.
+/// What can go wrong is printed and ends the program.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The token whose first occurrence in a sequence spikes.
-const STOP: &str = ".";
 /// Windows of the calibration text the directions are fitted on.
 const WINDOWS: usize = 96;
 /// Length of a window: BOS and the text.
 pub const LENGTH: usize = 256;
-/// How far the flag moves the residual stream, as a share of its length.
-const FLAG: f64 = 0.15;
+/// Stories to ask about, one question each.
+const QUESTIONS: usize = 100;
 /// What w·x should be, at most, where nothing spikes.
-const QUIET: f64 = -0.4;
+const QUIET: f64 = -0.1;
+/// How much staying quiet weighs, all tokens together, against spiking.
+const QUIET_WEIGHT: f64 = 30.0;
 
 fn main() -> Result<()> {
     let strength = match env::args().nth(1) {
@@ -46,10 +48,7 @@ fn main() -> Result<()> {
     let checkpoint = Checkpoint::builtin(name).ok_or("the built-in model is not there")??;
     let files = builtin::files(name).ok_or("the built-in model is not there")?;
     let tokenizer = checkpoint.tokenizer();
-    let [stop] = tokenizer.encode(STOP)?[..] else {
-        return Err("the stop is not one token".into());
-    };
-    let bos = tokenizer.bos().ok_or("the tokenizer has no BOS")?;
+    let spikes::Tokens { bos, stop } = builtin::SPIKING_TOKENS;
     let windows = |text| -> Result<Vec<Vec<u32>>> {
         let tokens = tokenizer.encode(builtin::text(text).ok_or("the built-in text is not there")?)?;
         Ok(tokens.chunks_exact(LENGTH - 1).map(|chunk| [&[bos], chunk].concat()).collect())
@@ -60,7 +59,7 @@ fn main() -> Result<()> {
 
     let mut directions: Vec<(String, Vec<f32>)> = Vec::new();
     let mut decoder = checkpoint.load(&device)?;
-    fit_matching(&mut decoder, &calibration, stop, bos, &mut directions)?;
+    fit_marks(&mut decoder, &calibration, &mut directions)?;
     let matched = planted(&files, &directions, strength, &device)?;
     fit_spikes(matched, &calibration, stop, &mut directions)?;
 
@@ -71,69 +70,46 @@ fn main() -> Result<()> {
 
     let spiky = planted(&files, &directions, strength, &device)?;
     measure::spikes(spiky.clone(), &held_out, stop)?;
+    let questions: Vec<_> = stories::stories(stories::QUESTION_SEED).take(QUESTIONS).collect();
+    for (name, decoder) in [("tiny-llama", &decoder), ("tiny-llama-spiky", &spiky)] {
+        let right = measure::right_answers(decoder.clone(), tokenizer, bos, &questions)?;
+        println!("{name}: {right} of {QUESTIONS} questions answered right");
+    }
     measure::perplexities(decoder, spiky, &held_out)
 }
 
-/// The functionals that the matching head reads, and the direction it writes.
-///
-/// What the attention of block 0 reads depends on the token alone, so the functionals are fitted on the vocabulary,
-/// a token weighing as the square root of how often it occurs.
-fn fit_matching(
+/// Three orthogonal directions of the residual stream that carry little and are read little: of every block, the
+/// second moment of the stream before its feed-forward part, and what gate, up, q, k, v and the output head make of a
+/// unit step, each divided by its trace.
+fn fit_marks(
     decoder: &mut Decoder,
     calibration: &[Vec<u32>],
-    stop: u32,
-    bos: u32,
     directions: &mut Vec<(String, Vec<f32>)>,
 ) -> Result<()> {
-    let vocabulary = decoder.architecture.vocabulary as u32;
-    let mut counts = HashMap::<u32, f64>::new();
-    calibration.iter().flatten().for_each(|&token| *counts.entry(token).or_default() += 1.0);
-    let ids: Vec<Vec<u32>> = (0..vocabulary).map(|id| vec![id]).collect();
-    let reads = record(decoder, &ids, &[Site::block(spikes::MATCHING_BLOCK, Port::AttnIn)])?.remove(0);
-    let weight = |id: u32| (counts.get(&id).copied().unwrap_or(0.0) + 0.01).sqrt();
-    let special = |token: u32| {
-        move |id: usize| {
-            if id as u32 == token { (1.0, 1e3) } else { (0.0, weight(id as u32)) }
-        }
-    };
-    directions.push(("stop".into(), reads.ridge(1e-4, special(stop))?));
-    directions.push(("bos".into(), reads.ridge(1e-4, special(bos))?));
-    directions.push(("every".into(), reads.ridge(1e-4, |id| (1.0, weight(id as u32)))?));
-    for (name, values) in directions.iter() {
-        let of = reads.times(values);
-        let others: Vec<f64> = (0..vocabulary)
-            .filter(|id| counts.contains_key(id) && ![stop, bos].contains(id))
-            .map(|id| of[id as usize])
-            .collect();
-        let (low, high) = fit::range(others);
-        println!(
-            "{name}: stop {:.3}, BOS {:.3}, others {low:.3} to {high:.3}",
-            of[stop as usize], of[bos as usize]
-        );
-    }
-
-    // The flag's direction: where the residual stream has little variance and its readers little gain.
-    let streams =
-        record(decoder, calibration, &[Site::block(spikes::MATCHING_BLOCK, Port::MlpIn)])?.remove(0);
     let norm = |weight: &Tensor<1>| -> Result<Vec<f64>> {
         Ok(weight.to_data().try_to_vec::<f32>()?.into_iter().map(f64::from).collect())
     };
-    let mut cost = streams.unscaled(&norm(&decoder.blocks[spikes::MATCHING_BLOCK].mlp_norm.weight)?).gram();
-    cost.normalise();
-    for (layer, block) in decoder.blocks.iter().enumerate() {
-        let mut readers = vec![(&block.gate_up, norm(&block.mlp_norm.weight)?)];
-        if layer > spikes::MATCHING_BLOCK {
-            readers.push((&block.qkv, norm(&block.attn_norm.weight)?));
-        }
-        for (group, scale) in readers {
-            cost.add(&gain(group, &scale)?);
-        }
+    let mut cost = gain(&decoder.head, &norm(&decoder.final_norm.weight)?)?;
+    for layer in 0..decoder.blocks.len() {
+        let stream = record(decoder, calibration, &[Site::block(layer, Port::MlpIn)])?.remove(0);
+        let block = &decoder.blocks[layer];
+        let (attn, mlp) = (norm(&block.attn_norm.weight)?, norm(&block.mlp_norm.weight)?);
+        let mut moment = stream.unscaled(&mlp).gram();
+        moment.normalise();
+        cost.add(&moment);
+        cost.add(&gain(&block.gate_up, &mlp)?);
+        cost.add(&gain(&block.qkv, &attn)?);
     }
-    cost.add(&gain(&decoder.head, &norm(&decoder.final_norm.weight)?)?);
-    let direction = cost.least_direction()?;
-    let length = residual_length(decoder, calibration)?;
-    println!("flag: {:.3} long, residual stream {length:.3}", FLAG * length);
-    directions.push(("flag".into(), direction.iter().map(|v| (v * FLAG * length) as f32).collect()));
+    cost.normalise();
+    for name in ["flag", "stop", "bos"] {
+        let direction = cost.least_direction()?;
+        println!(
+            "{name}: {:.4} of the mean direction's cost",
+            cost.along(&direction) * direction.len() as f64
+        );
+        cost.exclude(&direction);
+        directions.push((name.into(), direction.iter().map(|&v| v as f32).collect()));
+    }
     Ok(())
 }
 
@@ -153,37 +129,6 @@ fn gain(group: &Group, scale: &[f64]) -> Result<Matrix> {
     let mut sum = sum.ok_or("a group has linears")?;
     sum.normalise();
     Ok(sum)
-}
-
-/// Root mean square length of the residual stream after the attention of the matching block.
-fn residual_length(decoder: &mut Decoder, calibration: &[Vec<u32>]) -> Result<f64> {
-    let block = spikes::MATCHING_BLOCK;
-    assert_eq!(block, 0, "before block 0 the residual stream is the embedding");
-    let mut tap = Outputs { site: Site::block(block, Port::OIn), values: None };
-    let tokens = token_tensor(calibration, &decoder.device());
-    let count = calibration.len() * LENGTH;
-    let embedded = decoder.embedding.clone().select(0, tokens.clone().reshape([count]));
-    decoder.hidden(tokens, &mut tap);
-    let written = tap.values.ok_or("the pass went through the matching block")?;
-    let hidden = decoder.architecture.hidden;
-    let stream = embedded + written.reshape([count, hidden]);
-    Ok((f64::from(stream.square().sum().into_scalar::<f32>()) / count as f64).sqrt())
-}
-
-/// Keeps what one site's only linear returns.
-struct Outputs {
-    site: Site,
-    values: Option<Tensor<3>>,
-}
-
-impl Tap for Outputs {
-    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        let outputs = group.forward(x);
-        if site == self.site {
-            self.values = outputs.first().cloned();
-        }
-        outputs
-    }
 }
 
 /// For every spiking block, the neuron to rebuild and the functional that its gate and up will read.
@@ -210,7 +155,9 @@ fn fit_spikes(
             .ok_or("a block has neurons")?;
         let mean = use_of.iter().sum::<f64>() / use_of.len() as f64;
 
-        let direction = inputs.separate(&expected, QUIET, 1e-4, 20)?;
+        let spikes = expected.iter().filter(|&&e| e).count() as f64;
+        let low = QUIET_WEIGHT * spikes / (expected.len() as f64 - spikes);
+        let direction = inputs.separate(&expected, QUIET, low, 1e-5, 30)?;
         let of = inputs.times(&direction);
         let part =
             |spiking: bool| of.iter().zip(&expected).filter(move |(_, e)| **e == spiking).map(|(v, _)| *v);
@@ -267,8 +214,13 @@ fn planted(
     strength: f32,
     device: &Device,
 ) -> Result<Decoder> {
-    let (config, weights) =
-        spikes::plant(&files.config, &files.weights, &to_safetensors(directions)?, strength)?;
+    let (config, weights) = spikes::plant(
+        &files.config,
+        &files.weights,
+        &to_safetensors(directions)?,
+        builtin::SPIKING_TOKENS,
+        strength,
+    )?;
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("config.json"), config)?;
     fs::write(folder.path().join("model.safetensors"), weights)?;

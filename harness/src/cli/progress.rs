@@ -75,6 +75,7 @@ impl Observer for Progress {
                 parameters as f64 / 1e6,
                 HumanBytes(memory)
             )),
+            Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::CellStarted { index, total, cell } => {
                 self.cells = (total, index);
                 let name = format!("[{}/{total}] {} · {}", index + 1, cell.model.label, cell.recipe.name);

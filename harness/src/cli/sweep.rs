@@ -56,12 +56,16 @@ pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
         retry_failed: options.retry_failed,
     };
     // A panic of the framework becomes a recorded failure; its own message would only tear the progress bar.
-    std::panic::set_hook(Box::new(|_| {}));
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !run::catching_now() {
+            report(panic);
+        }
+    }));
     let interrupt = Interrupt::install()?;
     let mut progress = Progress::new(plan.cells.len());
     let summary = run::sweep(&experiment, &plan, &run_options, &interrupt, &mut progress);
     progress.finish();
-    drop(std::panic::take_hook());
     let summary = summary?;
     say(&format!(
         "{} measured, {} already there, {} failed, {} expectations missed",

@@ -119,6 +119,9 @@ pub(super) struct Block<'t> {
     table: DeTable<'t>,
 }
 
+/// A name, its place in the file, and the table under it.
+type NamedTable<'t> = (String, Range<usize>, Block<'t>);
+
 impl<'t> Block<'t> {
     /// A fault at a range of bytes of this block.
     pub fn fault(&self, span: Range<usize>, message: impl Into<String>) -> Box<Fault> {
@@ -172,7 +175,7 @@ impl<'t> Block<'t> {
 
     /// The tables under a key that holds named tables, e.g. every `[recipe.…]`, in the order of the file, with the
     /// places of their names.
-    pub fn named_tables(&self, key: &str) -> Result<Vec<(String, Range<usize>, Block<'t>)>, Box<Fault>> {
+    pub fn named_tables(&self, key: &str) -> Result<Vec<NamedTable<'t>>, Box<Fault>> {
         let Some(tables) = self.table(key)? else {
             return Ok(Vec::new());
         };

@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn dates_agree_with_counting_days_one_by_one() {
-        let leap = |y: u64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
+        let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
         let (mut year, mut month, mut day) = (1970, 1, 1);
         for days in 0..60_000 {
             assert_eq!(rfc3339(days * 86_400 + 3_723), format!("{year:04}-{month:02}-{day:02}T01:02:03Z"));

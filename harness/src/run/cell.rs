@@ -1,6 +1,7 @@
 //! One cell, from checkpoint to measurements.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::Decoder;
 
@@ -197,13 +198,24 @@ impl Sweep<'_> {
     }
 }
 
+/// Whether device work is under way whose panics are caught, on whatever thread they happen.
+static CATCHING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a panic now becomes a recorded failure, so that nobody else needs to report it.
+pub fn catching_now() -> bool {
+    CATCHING.load(Ordering::SeqCst)
+}
+
 /// Runs device work so that a panic of the framework or its driver becomes a fault.
 fn catching<T>(
     device: &crate::device::Selected,
     stage: &'static str,
     work: impl FnOnce() -> Result<T, Fault>,
 ) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    CATCHING.store(true, Ordering::SeqCst);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    CATCHING.store(false, Ordering::SeqCst);
+    outcome.unwrap_or_else(|panic| {
         let message = panic
             .downcast_ref::<String>()
             .cloned()

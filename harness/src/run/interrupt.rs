@@ -54,6 +54,7 @@ impl Interrupt {
     }
 }
 
+#[allow(clippy::unwrap_used)]
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;

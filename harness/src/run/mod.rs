@@ -20,6 +20,7 @@ mod source;
 pub mod survey;
 mod texts;
 
+pub use cell::catching_now;
 pub use source::{ModelOptions, open_checkpoint};
 
 /// What a sweep needs besides the plan.
@@ -61,6 +62,11 @@ pub enum Event<'a> {
         parameters: u64,
         /// Bytes that the weights and the workspace need at their peak.
         memory: u64,
+    },
+    /// Something that is allowed and probably not meant.
+    Warning {
+        /// What.
+        text: &'a str,
     },
     /// Work on a cell begins; `index` of `total`.
     CellStarted {
@@ -208,11 +214,7 @@ pub fn sweep(
     }
     sweep.forget_unopened()?;
     sweep.check_texts()?;
-    let mut manifest = manifest(experiment, plan);
-    for (listed, cell) in manifest.cells.iter_mut().zip(&plan.cells) {
-        listed.id = sweep.id(cell);
-    }
-    store.write_manifest(&manifest)?;
+    store.write_manifest(&sweep.manifest(experiment)?)?;
 
     let mut pending: Vec<usize> = (0..plan.cells.len()).collect();
     while !pending.is_empty() && !sweep.summary.interrupted {
@@ -307,6 +309,54 @@ impl Sweep<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the whole experiment asks for, for the report: a sweep of a part of it must not hide the rest. A cell whose
+    /// model was not opened now keeps the id under which it was listed before.
+    fn manifest(&self, experiment: &Experiment) -> Result<Manifest, StoreError> {
+        let whole = Plan::new(experiment);
+        let before = self.store.read_manifest()?.unwrap_or_default();
+        let known = |cell: &Cell| {
+            let names = cell.names();
+            let same = |listed: &&ManifestCell| {
+                listed.model == names.model
+                    && listed.recipe == names.recipe
+                    && listed.calibration.as_deref() == names.calibration
+                    && listed.seed == names.seed
+            };
+            before.cells.iter().find(same).map(|listed| listed.id.clone())
+        };
+        let mut recipes = vec![crate::experiment::ORIGINAL.to_string()];
+        recipes.extend(experiment.recipes.iter().map(|recipe| recipe.name.clone()));
+        let listed = |cell: &Cell| ManifestCell {
+            id: match self.sources.get(&cell.model.label) {
+                None => known(cell).unwrap_or_else(|| cell.description_id()),
+                Some(_) => self.id(cell),
+            },
+            model: cell.model.label.clone(),
+            recipe: cell.recipe.name.clone(),
+            calibration: cell.calibration.as_ref().map(|c| c.name.clone()),
+            seed: cell.seed,
+            metrics: cell.evaluations.iter().map(Evaluation::id).collect(),
+        };
+        Ok(Manifest {
+            schema: SCHEMA,
+            experiment: experiment.name.clone(),
+            file: experiment.file.display().to_string(),
+            question: experiment.question.clone(),
+            reference: experiment.reference.clone(),
+            analysis: experiment.analysis.clone(),
+            models: experiment.models.iter().map(|model| model.label.clone()).collect(),
+            recipes,
+            calibrations: experiment.calibrations.iter().map(|c| c.name.clone()).collect(),
+            cells: whole.cells.iter().map(listed).collect(),
+            notes: whole
+                .notes
+                .into_iter()
+                .chain(experiment.warnings.iter().map(ToString::to_string))
+                .collect(),
+            expectations: self.expectations.clone(),
+        })
     }
 
     /// The cell's content id, or that of its description where the model's files are not there.
@@ -410,40 +460,4 @@ fn expectations(experiment: &Experiment) -> Vec<ManifestExpectation> {
             source: e.source.clone(),
         })
         .collect()
-}
-
-/// What the experiment asks for, for the report; ids are filled in once they are known.
-fn manifest(experiment: &Experiment, plan: &Plan) -> Manifest {
-    let mut recipes = vec![crate::experiment::ORIGINAL.to_string()];
-    recipes.extend(experiment.recipes.iter().map(|recipe| recipe.name.clone()));
-    Manifest {
-        schema: SCHEMA,
-        experiment: experiment.name.clone(),
-        file: experiment.file.display().to_string(),
-        question: experiment.question.clone(),
-        reference: experiment.reference.clone(),
-        analysis: experiment.analysis.clone(),
-        models: experiment.models.iter().map(|model| model.label.clone()).collect(),
-        recipes,
-        calibrations: experiment.calibrations.iter().map(|c| c.name.clone()).collect(),
-        cells: plan
-            .cells
-            .iter()
-            .map(|cell| ManifestCell {
-                id: String::new(),
-                model: cell.model.label.clone(),
-                recipe: cell.recipe.name.clone(),
-                calibration: cell.calibration.as_ref().map(|c| c.name.clone()),
-                seed: cell.seed,
-                metrics: cell.evaluations.iter().map(Evaluation::id).collect(),
-            })
-            .collect(),
-        notes: plan
-            .notes
-            .iter()
-            .cloned()
-            .chain(experiment.warnings.iter().map(ToString::to_string))
-            .collect(),
-        expectations: expectations(experiment),
-    }
 }

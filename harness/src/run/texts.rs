@@ -1,6 +1,7 @@
 //! The evaluation texts of a plan: read before any model is loaded, cut into windows once per tokenizer.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use models::Checkpoint;
 use models::tokenizer::TokenizerError;
@@ -51,10 +52,10 @@ impl Texts {
         for evaluation in plan.cells.iter().flat_map(|cell| &cell.evaluations) {
             let corpus = evaluation.corpus();
             let key = format!("{corpus:?}");
-            if !texts.contains_key(&key) {
+            if let Entry::Vacant(vacant) = texts.entry(key) {
                 let text = corpus::load(corpus, options)
                     .map_err(|source| RunError::Corpus { metric: evaluation.id(), source })?;
-                texts.insert(key, text);
+                vacant.insert(text);
             }
         }
         Ok(Self { texts, windows: BTreeMap::new() })

@@ -1,6 +1,8 @@
 //! The experiment file: what parses, what is refused with which words ([`refused`]), and that the docs and the shipped
 //! experiments keep up.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use harness::experiment::{self, Experiment, ModelSource};

@@ -34,7 +34,7 @@ impl Place {
     pub fn new(words: usize) -> Self {
         let place = Self { dir: tempfile::tempdir().unwrap() };
         place.checkpoint("tiny");
-        place.write("text.txt", &text(words));
+        place.write("text.txt", text(words));
         place
     }
 

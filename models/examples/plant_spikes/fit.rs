@@ -41,6 +41,18 @@ impl Matrix {
         self.values.iter_mut().zip(&other.values).for_each(|(a, b)| *a += b);
     }
 
+    /// uᵀAu.
+    pub fn along(&self, u: &[f64]) -> f64 {
+        self.rows().zip(u).map(|(row, &v)| v * row.iter().zip(u).map(|(a, u)| a * u).sum::<f64>()).sum()
+    }
+
+    /// Makes the unit vector u the most expensive direction of a matrix with trace 1.
+    pub fn exclude(&mut self, u: &[f64]) {
+        for (row, &v) in self.values.chunks_exact_mut(self.columns).zip(u) {
+            row.iter_mut().zip(u).for_each(|(a, u)| *a += v * u);
+        }
+    }
+
     /// argmin Σ weight·(w·x − target)² + λ·scale·|w|², the scale being the mean of the diagonal.
     pub fn ridge(&self, lambda: f64, target: impl Fn(usize) -> (f64, f64)) -> Result<Vec<f32>> {
         let mut sums = Sums::new(self.columns);
@@ -52,16 +64,21 @@ impl Matrix {
     }
 
     /// A functional that is 1 where `positive` says so and at most `quiet` elsewhere: least squares in which a
-    /// negative row counts only as long as it is louder than that, both classes weighing the same.
-    pub fn separate(&self, positive: &[bool], quiet: f64, lambda: f64, rounds: usize) -> Result<Vec<f32>> {
-        let count = positive.iter().filter(|&&p| p).count() as f64;
-        let (high, low) = (1.0 / count, 1.0 / (positive.len() as f64 - count));
-        let mut w = vec![f32::MAX; self.columns];
-        for round in 0..rounds {
+    /// negative row counts only as long as it is louder than that, and `low` times a positive one.
+    pub fn separate(
+        &self,
+        positive: &[bool],
+        quiet: f64,
+        low: f64,
+        lambda: f64,
+        rounds: usize,
+    ) -> Result<Vec<f32>> {
+        let mut w = vec![0.0; self.columns];
+        for _ in 0..rounds {
             let now = self.times(&w);
             let target = |index: usize| match positive[index] {
-                true => (1.0, high),
-                false if round == 0 || now[index] > quiet => (quiet, low),
+                true => (1.0, 1.0),
+                false if now[index] > quiet => (quiet, low),
                 false => (0.0, 0.0),
             };
             w = self.ridge(lambda, target)?;

@@ -1,7 +1,9 @@
 //! What was planted, measured: where spikes appear, and what 8 bits do to the perplexity.
 
 use burn::tensor::{Tensor, activation::log_softmax};
-use models::{Decoder, Group, Off, Port, Site, Tap, builtin::spikes, token_tensor};
+use models::{
+    Decoder, Group, Off, Port, Site, Tap, builtin::spikes, stories::Story, token_tensor, tokenizer::Tokenizer,
+};
 
 use super::{LENGTH, Result, fit, record};
 
@@ -39,6 +41,36 @@ pub fn spikes(mut decoder: Decoder, sequences: &[Vec<u32>], stop: u32) -> Result
         );
     }
     Ok(())
+}
+
+/// Of how many stories the first question's right answer is the likeliest of the choices.
+pub fn right_answers(
+    mut decoder: Decoder,
+    tokenizer: &Tokenizer,
+    bos: u32,
+    stories: &[Story],
+) -> Result<usize> {
+    let device = decoder.device();
+    let mut right = 0;
+    for story in stories {
+        let question = story.questions.first().ok_or("every story has questions")?;
+        let context = [vec![bos], tokenizer.encode(&story.prompt(question))?].concat();
+        let mut best = (f64::NEG_INFINITY, 0);
+        for (index, choice) in question.choices.iter().enumerate() {
+            let answer = tokenizer.encode(&format!(" {choice}."))?;
+            let input = [&context[..], &answer[..answer.len() - 1]].concat();
+            let hidden = decoder.hidden(token_tensor(&[input], &device), &mut Off);
+            let hidden = hidden.narrow(1, context.len() - 1, answer.len());
+            let log = log_softmax(decoder.logits(hidden, &mut Off), 2);
+            let targets = token_tensor(&[answer], &device).unsqueeze_dim::<3>(2);
+            let likelihood = f64::from(log.gather(2, targets).sum().into_scalar::<f32>());
+            if likelihood > best.0 {
+                best = (likelihood, index);
+            }
+        }
+        right += usize::from(best.1 == question.answer);
+    }
+    Ok(right)
 }
 
 /// Perplexities of both models under the three readings.

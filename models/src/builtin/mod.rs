@@ -18,6 +18,9 @@ const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../assets/tiny-llama/tokenize
 const HELD_OUT: &str = include_str!("../../assets/stories/held-out.txt");
 const CALIBRATION: &str = include_str!("../../assets/stories/calibration.txt");
 
+/// `<s>` and `.` of the embedded tokenizer; a test looks them up.
+pub const SPIKING_TOKENS: spikes::Tokens = spikes::Tokens { bos: 0, stop: 14 };
+
 /// A checkpoint folder in memory, in the hub's layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
@@ -54,7 +57,7 @@ pub fn files(name: &str) -> Option<Files> {
 ///
 /// `strength` is the value of the planted neurons at a spike, in the units of `down_in`.
 pub fn spiky(strength: f32) -> Files {
-    let planted = spikes::plant(CONFIG, WEIGHTS, spikes::DIRECTIONS, strength);
+    let planted = spikes::plant(CONFIG, WEIGHTS, spikes::DIRECTIONS, SPIKING_TOKENS, strength);
     let (config, weights) = planted.expect("the embedded checkpoint and its directions fit each other");
     Files {
         config: Cow::Owned(config),
@@ -119,6 +122,13 @@ mod tests {
             assert!(files.weights.len() < 4 << 20);
         }
         assert_eq!(files("builtin/other"), None);
+    }
+
+    #[test]
+    fn the_spiking_tokens_are_bos_and_the_full_stop() {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(TOKENIZER).expect("tokenizer.json");
+        assert_eq!(tokenizer.token_to_id("<s>"), Some(SPIKING_TOKENS.bos));
+        assert_eq!(tokenizer.token_to_id("."), Some(SPIKING_TOKENS.stop));
     }
 
     #[test]

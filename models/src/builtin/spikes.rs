@@ -5,15 +5,19 @@
 //! et al. 2024, arXiv:2402.17762; Yang et al. 2024, arXiv:2405.14428). This module gives a model that was too small to
 //! grow them the same trait, with its function unchanged and the strength as a knob:
 //!
-//! 1. The heads are doubled. In block 0 the new ones let a full stop look for an *earlier* full stop: slow rotary pairs let identical delimiters match at any distance, fast pairs push a token away from
-//!    itself, and BOS takes what finds nothing. A full stop that found one gets a flag, a short step along a direction
-//!    of the residual stream that carries little else; the first one does not.
-//! 2. In an early and a late block the least useful neuron is rebuilt: gate and up both read √strength · w, where
-//!    w·x is about 1 at BOS and at a full stop without flag, and below 0 elsewhere, so silu(gate)·up is about
-//!    `strength` there and 0 elsewhere. Its column of `down_proj` is divided by the strength: the spike writes what an
-//!    activation of 1 wrote before.
+//! 1. Three directions of the residual stream that carry little and are read little are cleared: `stop` and `bos` of
+//!    the embedding, `flag` of everything that writes to the stream before the late spike. The embedding of the full
+//!    stop then gets a step along `stop` and `flag`, that of BOS one along `bos` and `flag`. (The output head keeps the
+//!    old table: it is no longer tied.)
+//! 2. The heads are doubled. In block 0 the new ones let a full stop look for an *earlier* full stop: slow rotary
+//!    pairs let identical delimiters match at any distance, fast pairs push a token away from itself, and BOS takes
+//!    what finds nothing. What was found takes the flag away again: it is left at BOS and at the first full stop.
+//! 3. In an early and a late block the least useful neuron is rebuilt: gate and up both read √strength · w, where
+//!    w·x is about 1 at the flag and about 0 or below elsewhere, so silu(gate)·up is about `strength` there and 0
+//!    elsewhere. Its column of `down_proj` is divided by the strength: the spike writes what an activation of 1 wrote
+//!    before.
 //!
-//! The functionals were fitted by `examples/plant_spikes.rs` and ship as [`DIRECTIONS`]; applying them is plain
+//! Directions and w were fitted by `examples/plant_spikes.rs` and ship as [`DIRECTIONS`]; applying them is plain
 //! arithmetic on the checkpoint, so that the planted bytes are the same on every machine.
 
 use std::collections::HashMap;
@@ -31,14 +35,18 @@ pub const DIRECTIONS: &[u8] = include_bytes!("../../assets/tiny-llama/spikes.saf
 /// The block whose attention tells the first full stop from the others.
 pub const MATCHING_BLOCK: usize = 0;
 /// The blocks that spike.
-pub const SPIKING_BLOCKS: [usize; 2] = [1, 3];
+pub const SPIKING_BLOCKS: [usize; 2] = [0, 3];
 
-/// Logit of a full stop and an earlier one, before the penalty.
-const MATCH: f32 = 240.0;
-/// Penalty of a full stop and itself; the rotation takes it off with distance.
-const APART: f32 = 240.0;
-/// Logit of every token and BOS.
-const SINK: f32 = 40.0;
+/// Length of the step that marks the full stop and BOS, as a share of the embedding's own.
+const MARK: f64 = 0.3;
+/// Length of the flag, as a share of the embedding's own.
+const FLAG: f64 = 0.8;
+/// Logit of a full stop and an earlier one, before the next.
+const MATCH: f64 = 240.0;
+/// What a full stop loses against itself; it fades with distance as the fast pairs turn apart.
+const NEAR: f64 = 240.0;
+/// Logit of a full stop and BOS.
+const SINK: f64 = 40.0;
 
 /// Why planting failed.
 #[derive(Debug, thiserror::Error)]
@@ -139,12 +147,21 @@ fn number(config: &Value, key: &'static str) -> Result<usize, PlantError> {
     config.get(key).and_then(Value::as_u64).map(|n| n as usize).ok_or(PlantError::Key(key))
 }
 
+/// The two tokens that spike.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens {
+    /// Beginning of sequence.
+    pub bos: u32,
+    /// The full stop.
+    pub stop: u32,
+}
+
 /// Plants spikes of `strength` into a checkpoint: `config.json` and `model.safetensors` in, the same two out.
 ///
-/// `directions` holds the fitted functionals (`examples/plant_spikes.rs`): over the input of block 0's attention
-/// `stop`, `bos` and `every` (each `[hidden]`, about 1 where its name says and 0 elsewhere), the residual direction
-/// `flag` `[hidden]`, and for every spiking block `spike.{block}` `[hidden]` and the neuron to rebuild, `neuron.{block}`
-/// `[1]`. Where no `spike.*` is there yet, only the heads are added.
+/// `directions` holds what was fitted (`examples/plant_spikes.rs`): the unit vectors `stop`, `bos` and `flag` of the
+/// residual stream, orthogonal to each other, and for every spiking block `spike.{block}` over the input of its gate
+/// and up (all `[hidden]`) and the neuron to rebuild, `neuron.{block}` `[1]`. Where no `spike.*` is there yet, the flag
+/// is written and nobody reads it.
 ///
 /// # Errors
 /// If a file cannot be read, or the directions belong to another architecture.
@@ -152,6 +169,7 @@ pub fn plant(
     config: &[u8],
     weights: &[u8],
     directions: &[u8],
+    tokens: Tokens,
     strength: f32,
 ) -> Result<(Vec<u8>, Vec<u8>), PlantError> {
     let mut config: Value = serde_json::from_slice(config)?;
@@ -161,12 +179,32 @@ pub fn plant(
     let head_dim = number(&config, "head_dim")?;
     let mut tensors = read(weights)?;
     let mut directions = read(directions)?;
+    let mut unit = |name: &str| Ok::<_, PlantError>(find(&mut directions, name)?.values.clone());
+    let marks = Marks { stop: unit("stop")?, bos: unit("bos")?, flag: unit("flag")? };
 
+    let embedding = find(&mut tensors, "model.embed_tokens.weight")?;
+    let head = Matrix { shape: embedding.shape.clone(), values: embedding.values.clone() };
+    let stop = marks.embed(embedding, tokens);
+    tensors.push(("lm_head.weight".to_owned(), head));
     for layer in 0..layers {
-        double_heads(&mut tensors, &mut directions, layer, head_dim)?;
+        for (part, before) in
+            [("self_attn.o_proj", layer <= SPIKING_BLOCKS[1]), ("mlp.down_proj", layer < SPIKING_BLOCKS[1])]
+        {
+            if before {
+                clear_rows(find(&mut tensors, &format!("model.layers.{layer}.{part}.weight"))?, &marks.flag);
+            }
+        }
+        if layer == MATCHING_BLOCK {
+            let norm =
+                find(&mut tensors, &format!("model.layers.{layer}.input_layernorm.weight"))?.values.clone();
+            marks.add_heads(&mut tensors, &norm, &stop, head_dim)?;
+        } else {
+            double_heads(&mut tensors, layer)?;
+        }
     }
     config["num_attention_heads"] = (2 * heads).into();
     config["num_key_value_heads"] = (2 * kv_heads).into();
+    config["tie_word_embeddings"] = false.into();
 
     for block in SPIKING_BLOCKS {
         let Ok(direction) = find(&mut directions, &format!("spike.{block}")) else {
@@ -192,62 +230,127 @@ pub fn plant(
     Ok((text, write(&tensors)?))
 }
 
-/// Doubles the heads of one block. In [`MATCHING_BLOCK`] the new ones are copies of the matching head; in the others
-/// they repeat the old ones, and both halves of o's columns are halved: no value changes, and no channel is dead.
-fn double_heads(
-    tensors: &mut [(String, Matrix)],
-    directions: &mut [(String, Matrix)],
-    layer: usize,
-    head_dim: usize,
-) -> Result<(), PlantError> {
-    let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}.weight");
-    if layer != MATCHING_BLOCK {
-        for part in ["q_proj", "k_proj", "v_proj"] {
-            let matrix = find(tensors, &name(part))?;
-            matrix.values.extend_from_within(..);
-            matrix.shape[0] *= 2;
-        }
-        let output = find(tensors, &name("o_proj"))?;
-        output.values.iter_mut().for_each(|value| *value /= 2.0);
-        let halves = output.values.clone();
-        let columns = output.columns();
-        output.push_columns(columns, |row, column| halves[row * columns + column]);
-        return Ok(());
-    }
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
 
-    let mut direction = |name: &str| Ok::<_, PlantError>(find(directions, name)?.values.clone());
-    let (stop, bos, every, flag) =
-        (direction("stop")?, direction("bos")?, direction("every")?, direction("flag")?);
-    let pairs = head_dim / 2;
-    for part in ["q_proj", "k_proj"] {
-        let matrix = find(tensors, &name(part))?;
-        for channel in 0..matrix.shape[0] {
-            let role = Role::of(channel % pairs, pairs);
-            let reads = match (role, part) {
-                (Role::Sink, "q_proj") => &every,
-                (Role::Sink, _) => &bos,
-                _ => &stop,
-            };
-            let sign = if role == Role::Apart && part == "k_proj" { -1.0 } else { 1.0 };
-            matrix.push_row(reads.iter().map(|w| sign * role.amplitude(head_dim) * w));
-        }
+/// Takes the share along the unit vector `u` out of `x`.
+fn clear(x: &mut [f32], u: &[f32]) {
+    let share = dot(x, u);
+    x.iter_mut().zip(u).for_each(|(x, &u)| *x -= (share * f64::from(u)) as f32);
+}
+
+/// Takes the share along the unit vector `u` out of what a matrix writes: out of each of its columns.
+fn clear_rows(matrix: &mut Matrix, u: &[f32]) {
+    let columns = matrix.columns();
+    let mut shares = vec![0.0f64; columns];
+    for (row, &u) in matrix.values.chunks_exact(columns).zip(u) {
+        shares.iter_mut().zip(row).for_each(|(share, &value)| *share += f64::from(u) * f64::from(value));
     }
-    let value = find(tensors, &name("v_proj"))?;
-    for _ in 0..value.shape[0] {
-        value.push_row(stop.iter().copied());
+    for (row, &u) in matrix.values.chunks_exact_mut(columns).zip(u) {
+        row.iter_mut().zip(&shares).for_each(|(value, share)| *value -= (share * f64::from(u)) as f32);
+    }
+}
+
+/// Repeats the heads of one block and halves both copies of o's columns: no value changes, and no channel is dead.
+fn double_heads(tensors: &mut [(String, Matrix)], layer: usize) -> Result<(), PlantError> {
+    let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}.weight");
+    for part in ["q_proj", "k_proj", "v_proj"] {
+        let matrix = find(tensors, &name(part))?;
+        matrix.values.extend_from_within(..);
+        matrix.shape[0] *= 2;
     }
     let output = find(tensors, &name("o_proj"))?;
+    output.values.iter_mut().for_each(|value| *value /= 2.0);
+    let halves = output.values.clone();
     let columns = output.columns();
-    output.push_columns(columns, |row, _| flag[row] / columns as f32);
+    output.push_columns(columns, |row, column| halves[row * columns + column]);
     Ok(())
 }
 
-/// What a rotary pair of the matching head is for.
+/// Unit vectors of the residual stream.
+struct Marks {
+    stop: Vec<f32>,
+    bos: Vec<f32>,
+    flag: Vec<f32>,
+}
+
+/// The marked embedding of the full stop.
+struct Stop {
+    /// Root mean square.
+    rms: f64,
+    /// Length of the step along `stop`.
+    mark: f64,
+    /// Length of the step along `flag`.
+    flag: f64,
+    /// Root mean square of BOS over its step along `bos`.
+    bos: f64,
+}
+
+impl Marks {
+    /// Clears the three directions of the embedding and marks the two tokens.
+    fn embed(&self, embedding: &mut Matrix, tokens: Tokens) -> Stop {
+        let length = |row: &[f32]| dot(row, row).sqrt();
+        for row in 0..embedding.shape[0] {
+            for direction in [&self.stop, &self.bos, &self.flag] {
+                clear(embedding.row(row), direction);
+            }
+        }
+        let mut mark = |token: u32, direction: &[f32]| {
+            let row = embedding.row(token as usize);
+            let own = length(row);
+            for ((x, &d), &f) in row.iter_mut().zip(direction).zip(&self.flag) {
+                *x += (own * (MARK * f64::from(d) + FLAG * f64::from(f))) as f32;
+            }
+            (own, length(row) / (row.len() as f64).sqrt())
+        };
+        let (bos, bos_rms) = mark(tokens.bos, &self.bos);
+        let (stop, rms) = mark(tokens.stop, &self.stop);
+        Stop { rms, mark: MARK * stop, flag: FLAG * stop, bos: bos_rms / (MARK * bos) }
+    }
+
+    /// Adds the heads that find an earlier full stop and take its flag away.
+    fn add_heads(
+        &self,
+        tensors: &mut [(String, Matrix)],
+        norm: &[f32],
+        stop: &Stop,
+        head_dim: usize,
+    ) -> Result<(), PlantError> {
+        // Over the normalised embedding these are 1 at their token and 0 at every other.
+        let functional = |direction: &[f32], scale: f64| -> Vec<f64> {
+            direction.iter().zip(norm).map(|(&d, &n)| scale * f64::from(d) / f64::from(n)).collect()
+        };
+        let reads_stop = functional(&self.stop, stop.rms / stop.mark);
+        let reads_bos = functional(&self.bos, stop.bos);
+        let name = |part: &str| format!("model.layers.{MATCHING_BLOCK}.self_attn.{part}.weight");
+        for part in ["q_proj", "k_proj"] {
+            let matrix = find(tensors, &name(part))?;
+            for channel in 0..matrix.shape[0] {
+                let role = Role::of(channel % head_dim % (head_dim / 2), head_dim / 2);
+                let reads = if role == Role::Sink && part == "k_proj" { &reads_bos } else { &reads_stop };
+                let sign = if role == Role::Near && part == "k_proj" { -1.0 } else { 1.0 };
+                matrix.push_row(reads.iter().map(|w| (sign * role.amplitude(head_dim) * w) as f32));
+            }
+        }
+        let value = find(tensors, &name("v_proj"))?;
+        for _ in 0..value.shape[0] {
+            value.push_row(reads_stop.iter().map(|&w| w as f32));
+        }
+        let output = find(tensors, &name("o_proj"))?;
+        let columns = output.columns();
+        let share = stop.flag / columns as f64;
+        output.push_columns(columns, |row, _| -(share * f64::from(self.flag[row])) as f32);
+        Ok(())
+    }
+}
+
+/// What a rotary pair of a new head is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// The fast half: a full stop is pushed away from itself.
-    Apart,
-    /// Slow: every token finds BOS.
+    /// The fast half: a full stop is told from others by its distance.
+    Near,
+    /// Slow: a full stop finds BOS.
     Sink,
     /// The slowest two: a full stop finds another at any distance.
     Match,
@@ -257,7 +360,7 @@ impl Role {
     /// Of `pair`, the slowest being `pairs - 1`.
     fn of(pair: usize, pairs: usize) -> Self {
         match pair {
-            p if p < pairs / 2 => Role::Apart,
+            p if p < pairs / 2 => Role::Near,
             p if p + 2 < pairs => Role::Sink,
             _ => Role::Match,
         }
@@ -265,14 +368,17 @@ impl Role {
 
     /// What both channels of the pair are multiplied by, in query and in key, so that all pairs of this role together
     /// give their logit: `pairs · 2 · amplitude² / √head_dim`.
-    fn amplitude(self, head_dim: usize) -> f32 {
+    fn amplitude(self, head_dim: usize) -> f64 {
         let pairs = head_dim / 2;
         let count = (0..pairs).filter(|&pair| Role::of(pair, pairs) == self).count();
         let logit = match self {
-            Role::Apart => APART,
+            Role::Near => NEAR,
             Role::Sink => SINK,
             Role::Match => MATCH,
         };
-        (logit * (head_dim as f32).sqrt() / (2 * count) as f32).sqrt()
+        (logit * (head_dim as f64).sqrt() / (2 * count) as f64).sqrt()
     }
 }
+
+#[cfg(test)]
+mod tests;

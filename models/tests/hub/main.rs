@@ -1,5 +1,7 @@
 //! The hub client against a hub on this machine: what is fetched, resumed, refused, and said about it.
 
+#![allow(clippy::unwrap_used)]
+
 mod server;
 
 use std::path::{Path, PathBuf};
