@@ -119,7 +119,7 @@ fn calibration_files_are_excerpts_unless_their_note_says_otherwise() {
     ];
     let plain = fixture(&files);
     let c4 = plain.named("c4").unwrap();
-    assert_eq!(c4.text, "page one\n\npage two\r\n", "the text is the file");
+    assert_eq!(c4.text, "page one\n\npage two\n", "the text is the file, its line ends as Python reads them");
     assert_eq!(documents(&c4), ["page one", "page two"]);
     assert!(c4.is_excerpt());
     assert_eq!(c4.label(), format!("c4 (excerpt, blake3 {})", &c4.hash[..12]));
@@ -197,6 +197,9 @@ fn missing_corpora_say_where_was_looked_and_what_to_do() {
 #[test]
 fn built_in_texts_come_from_the_program() {
     let mut fixture = fixture(&[]);
+    let held_out = fixture.named("builtin/stories-held-out").unwrap();
+    assert_eq!(Some(held_out.text.as_str()), models::builtin::text("builtin/stories-held-out"));
+    fixture.options.builtin = |_| None;
     assert!(matches!(fixture.named("builtin/stories-held-out"), Err(CorpusError::NotBuiltIn { .. })));
     fixture.options.builtin = |name| (name == "stories-held-out").then(|| "Once.".into());
     let text = fixture.named("builtin/stories-held-out").unwrap();

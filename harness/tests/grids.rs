@@ -75,9 +75,10 @@ proptest! {
             let (lo, hi) = range(&values);
             let scale = grid.fit(lo, hi, 1.0);
             let (lowest, highest) = grid.codes();
-            // AWQ keeps zero out of the range of one-signed values, full-range clips the largest value, and guards
-            // make steps wider than the values.
-            let clips = matches!(grid.convention(), Convention::Awq | Convention::FullRange);
+            // AWQ and OmniQuant bound the zero point, which misrepresents narrow ranges far from zero; full-range clips
+            // the largest value.
+            let clips =
+                matches!(grid.convention(), Convention::Awq | Convention::Omniquant | Convention::FullRange);
             // Half a step, and half more where the zero point was rounded.
             let steps = if grid.convention().is_symmetric() { 0.5 } else { 1.0 };
             for &x in &values {
