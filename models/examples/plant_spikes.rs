@@ -28,7 +28,7 @@ use fit::Matrix;
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Windows of the calibration text the directions are fitted on.
-const WINDOWS: usize = 96;
+const WINDOWS: usize = 180;
 /// Length of a window: BOS and the text.
 pub const LENGTH: usize = 256;
 /// Stories to ask about, one question each.
@@ -157,7 +157,7 @@ fn fit_spikes(
 
         let spikes = expected.iter().filter(|&&e| e).count() as f64;
         let low = QUIET_WEIGHT * spikes / (expected.len() as f64 - spikes);
-        let direction = inputs.separate(&expected, QUIET, low, 1e-5, 30)?;
+        let direction = inputs.separate(&expected, QUIET, low, 1e-3, 30)?;
         let of = inputs.times(&direction);
         let part =
             |spiking: bool| of.iter().zip(&expected).filter(move |(_, e)| **e == spiking).map(|(v, _)| *v);

@@ -40,7 +40,7 @@ pub const SPIKING_BLOCKS: [usize; 2] = [0, 3];
 /// Length of the step that marks the full stop and BOS, as a share of the embedding's own.
 const MARK: f64 = 0.3;
 /// Length of the flag, as a share of the embedding's own.
-const FLAG: f64 = 0.8;
+const FLAG: f64 = 1.0;
 /// Logit of a full stop and an earlier one, before the next.
 const MATCH: f64 = 240.0;
 /// What a full stop loses against itself; it fades with distance as the fast pairs turn apart.
