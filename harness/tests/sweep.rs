@@ -68,6 +68,17 @@ fn a_sweep_leaves_records_and_a_report_and_a_second_one_changes_no_byte() {
 }
 
 #[test]
+fn a_sweep_of_a_part_hides_nothing_of_the_rest() {
+    let place = small();
+    place.sweep(&[]).exits_with(0);
+    let files = place.files(STORE);
+    let part = place.sweep(&["-r", "w8"]).exits_with(0);
+    assert_eq!(part.counts(), [0, 2, 0, 0], "the original and w8");
+    assert!(part.stdout.contains("| w3"), "the report lost a recipe:\n{}", part.stdout);
+    assert_eq!(place.files(STORE), files);
+}
+
+#[test]
 fn another_evaluation_measures_only_itself() {
     let place = small();
     place.sweep(&[]).exits_with(0);
