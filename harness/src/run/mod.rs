@@ -40,7 +40,7 @@ pub struct Options<'a> {
 /// What happens during a sweep.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Looking at a model's files: `downloaded` and `total` bytes of a file where it is being fetched.
+    /// Looking for a model's files and hashing them.
     Opening {
         /// Its label.
         model: &'a str,
