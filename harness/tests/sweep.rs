@@ -79,6 +79,15 @@ fn a_sweep_of_a_part_hides_nothing_of_the_rest() {
 }
 
 #[test]
+fn windows_beyond_the_context_are_warned_of() {
+    let place = Place::new(400);
+    place.write("experiment.toml", experiment(&[W8], &[perplexity(136, Some(1))]));
+    place.sweep(&[]).exits_with(0).says(&["windows of 136 tokens exceed its context of 128"]);
+    let inside = small().sweep(&[]).exits_with(0);
+    assert!(!inside.stderr.contains("exceed its context"), "{}", inside.stderr);
+}
+
+#[test]
 fn another_evaluation_measures_only_itself() {
     let place = small();
     place.sweep(&[]).exits_with(0);

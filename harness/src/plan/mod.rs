@@ -116,6 +116,11 @@ impl Cell {
         canonical_hash(&self.description())[..32].to_string()
     }
 
+    /// Tokens of the longest sequence that its evaluations pass through the model.
+    pub fn longest(&self) -> usize {
+        self.evaluations.iter().map(Evaluation::length).max().unwrap_or(1)
+    }
+
     /// The cell's names.
     pub fn names(&self) -> Names<'_> {
         Names {

@@ -201,6 +201,13 @@ pub struct ManifestExpectation {
     pub source: String,
 }
 
+impl ManifestExpectation {
+    /// Whether a measured value lies within the tolerance.
+    pub fn is_met_by(&self, measured: f64) -> bool {
+        (measured - self.value).abs() <= self.tolerance
+    }
+}
+
 /// Everything a report needs from one results folder.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {

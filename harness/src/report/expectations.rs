@@ -48,7 +48,7 @@ fn verdict(expectation: &ManifestExpectation, rows: &[Row<'_>]) -> Verdict {
         .max_by(|a, b| distance(a).total_cmp(&distance(b)));
     match furthest {
         // Written so that a NaN is a miss.
-        Some(measured) if distance(&measured) <= expectation.tolerance => Verdict::Met { measured },
+        Some(measured) if expectation.is_met_by(measured) => Verdict::Met { measured },
         Some(measured) => Verdict::Missed { measured },
         None => Verdict::NotMeasured,
     }

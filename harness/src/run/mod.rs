@@ -261,17 +261,21 @@ impl Sweep<'_> {
                 continue;
             }
             self.observer.event(Event::Opening { model: label });
-            let longest = cell.evaluations.iter().map(Evaluation::length).max().unwrap_or(1);
             let source = source::Source::open(&cell.model, &self.options.models, &mut |file, done, total| {
                 self.observer.event(Event::Download { file, done, total });
             });
             if let Ok(source) = &source {
-                let memory = source.memory(longest);
+                let (longest, context) = (cell.longest(), source.checkpoint.architecture().context);
                 self.observer.event(Event::Opened {
                     model: label,
                     parameters: source.identity.parameters,
-                    memory,
+                    memory: source.memory(longest),
                 });
+                if longest > context {
+                    let text =
+                        format!("{label}: windows of {longest} tokens exceed its context of {context}");
+                    self.observer.event(Event::Warning { text: &text });
+                }
             }
             self.sources.insert(label.clone(), source);
         }
@@ -438,7 +442,7 @@ impl Sweep<'_> {
                 && expectation.recipe == cell.recipe.name
                 && expectation.metric == measurement.metric
                 && (expectation.calibration.is_none() || expectation.calibration.as_deref() == calibration);
-            if concerned && (measurement.value - expectation.value).abs() > expectation.tolerance {
+            if concerned && !expectation.is_met_by(measurement.value) {
                 self.summary.missed += 1;
                 self.observer.event(Event::Missed { expectation, value: measurement.value });
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::experiment::{Evaluation, ModelSource};
+use crate::experiment::ModelSource;
 use crate::plan::Plan;
 use crate::record::store::{Store, StoreError};
 use crate::run::{ModelOptions, source};
@@ -64,8 +64,7 @@ pub fn survey(plan: &Plan, options: &ModelOptions, results: &Path) -> Result<Sur
         let label = &cell.model.label;
         if !sources.contains_key(label) {
             let source = source::Source::open(&cell.model, &on_disk, &mut |_, _, _| {});
-            let longest = cell.evaluations.iter().map(Evaluation::length).max().unwrap_or(1);
-            models.push((label.clone(), describe(&source, &cell.model.source, longest)));
+            models.push((label.clone(), describe(&source, &cell.model.source, cell.longest())));
             sources.insert(label.clone(), source.ok());
         }
         let id = match &sources[label] {
