@@ -241,9 +241,7 @@ impl Checkpoint {
         for (index, container) in containers.iter().enumerate() {
             let corrupt = |reason: String| CheckpointError::Corrupt { path: container.path.clone(), reason };
             let bytes = container.bytes.as_slice();
-            let (header, _) = SafeTensors::read_metadata(bytes).map_err(|e| corrupt(e.to_string()))?;
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| corrupt(e.to_string()))?;
-            let _ = header;
             let base = bytes.as_ptr() as usize;
             for (name, view) in parsed.iter() {
                 let start = view.data().as_ptr() as usize - base;

@@ -17,14 +17,15 @@ pub fn on_host(device: &Device) -> bool {
 /// Values per parallel task: about what a core handles between two looks at the clock.
 const GRAIN: usize = 1 << 14;
 
-/// Values of a host tensor, changed in place where nothing else refers to them.
+/// A tensor's values changed on the host: in place where they lie there and nothing else refers to them, else by way of a
+/// copy.
 ///
 /// # Panics
 /// If the tensor is not f32 or the device fails.
 pub fn change_in_place<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
     let device = x.device();
-    let mut data = x.try_into_data().expect("a host tensor can be read");
-    change(data.as_mut_slice::<f32>().expect("activations are f32"));
+    let mut data = x.try_into_data().expect("a tensor can be read from its device");
+    change(data.as_mut_slice::<f32>().expect("weights and activations are f32"));
     Tensor::from_data(data, &device)
 }
 

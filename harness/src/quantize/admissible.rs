@@ -6,7 +6,7 @@ use models::Port;
 
 use crate::names;
 use crate::quantize::acts_at;
-use crate::quantize::grid::{CONVENTIONS, Convention, Granularity};
+use crate::quantize::grid::{CONVENTIONS, Convention, Granularity, Grid};
 
 /// 2 to 8, or 16 for no rounding.
 pub fn bits(bits: u8) -> Result<(), String> {
@@ -53,6 +53,11 @@ pub fn convention(given: Option<Convention>, symmetric: bool) -> Result<(), Stri
 /// The convention of a step that names none.
 pub fn default_convention(symmetric: bool) -> Convention {
     if symmetric { Convention::Absmax } else { Convention::ZeroInRange }
+}
+
+/// The grid that a step asks for, or `None` at 16 bits.
+pub fn grid(bits: u8, symmetric: bool, convention: Option<Convention>) -> Option<Grid> {
+    (bits < 16).then(|| Grid::new(bits, convention.unwrap_or(default_convention(symmetric))))
 }
 
 /// Sites that linear layers read, each at most once.

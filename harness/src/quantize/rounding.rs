@@ -102,13 +102,7 @@ pub fn round_weight(
         Granularity::Tensor => round_slice_parallel(values, grid, clip),
         _ => round_runs(values, width, grid, clip),
     };
-    let device = weight.device();
-    if on_host(&device) {
-        return Ok(change_in_place(weight, round));
-    }
-    let mut data = weight.try_into_data().expect("a weight can be read from its device");
-    round(data.as_mut_slice::<f32>().expect("weights are f32"));
-    Ok(Tensor::from_data(data, &device))
+    Ok(change_in_place(weight, round))
 }
 
 /// Rounds an activation `[sequences, tokens, channels]`.

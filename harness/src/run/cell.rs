@@ -13,6 +13,7 @@ use crate::plan::Cell;
 use crate::quantize::{self, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
 use crate::record::{CellResult, Execution, Failure, MeasurementResult, Reading, SCHEMA};
+use crate::run::source::SourceError;
 use crate::run::{Event, RunError, Sweep, source};
 
 /// What went wrong with a cell, before it is written down.
@@ -58,9 +59,8 @@ impl Sweep<'_> {
             Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
         };
         let made = catching(self.options.device, "load", || {
-            let cure = "mend or fetch the checkpoint again, then run with --retry-failed";
-            let loaded = source.checkpoint.load(&self.options.device.device);
-            loaded.map_err(|e| Fault::new("load", e, cure))
+            let loaded = source.checkpoint.load(&self.options.device.device).map_err(SourceError::from);
+            loaded.map_err(|e| Fault::new("load", &e, e.cure()))
         });
         let made = made.and_then(|mut decoder| {
             catching(self.options.device, "quantize", || {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::data::BosPolicy;
 use crate::data::corpus::{self, DataOptions, Text};
-use crate::data::window::{WindowError, windows};
+use crate::data::window::{WindowError, window_start, windows};
 use crate::evaluate::metrics::perplexity::Perplexity;
 use crate::experiment::Evaluation;
 use crate::plan::Plan;
@@ -106,8 +106,7 @@ fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<
         BosPolicy::Tokenizer => tokenizer.encode_special(&text.text)?,
         BosPolicy::Every | BosPolicy::None => tokenizer.encode(&text.text)?,
     };
-    // Where a tokenizer has no BOS, its end of sequence stands in, as in the spike papers' code.
-    let bos = tokenizer.bos().or(tokenizer.eos());
+    let bos = window_start(tokenizer.bos(), tokenizer.eos());
     let windows = windows(&ids, bos, perplexity.bos, perplexity.length, perplexity.limit)?;
     let mut hasher = blake3::Hasher::new();
     for id in windows.iter().flatten() {

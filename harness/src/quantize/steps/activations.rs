@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::quantize::admissible;
 use crate::quantize::fake_quant::ActivationRule;
-use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::grid::{Convention, Granularity};
 use crate::quantize::steps::Stage;
 use crate::quantize::{GroupInFlight, Method, StepError, acts_at};
 
@@ -72,14 +72,13 @@ impl Method for Activations {
     }
 
     fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
-        if self.bits >= 16 || !acts_at(self.sites.as_deref(), flight.site.port) {
+        let Some(grid) = admissible::grid(self.bits, self.symmetric, self.convention) else { return Ok(()) };
+        if !acts_at(self.sites.as_deref(), flight.site.port) {
             return Ok(());
         }
         if let (Granularity::Group(n), Some(linear)) = (self.granularity, flight.group.linears.first()) {
             StepError::check_group(&flight.site.to_string(), n, linear.weight.dims()[1])?;
         }
-        let convention = self.convention.unwrap_or(admissible::default_convention(self.symmetric));
-        let grid = Grid::new(self.bits, convention);
         *flight.activation = Some(ActivationRule { grid, granularity: self.granularity, clip: self.clip });
         Ok(())
     }

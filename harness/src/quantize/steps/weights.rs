@@ -67,8 +67,7 @@ impl Weights {
 
     /// The grid, or `None` at 16 bits.
     fn grid(&self) -> Option<Grid> {
-        let convention = self.convention.unwrap_or(admissible::default_convention(self.symmetric));
-        (self.bits < 16).then(|| Grid::new(self.bits, convention))
+        admissible::grid(self.bits, self.symmetric, self.convention)
     }
 }
 
