@@ -2,8 +2,15 @@
 //!
 //! Features are enums, so that a combination that no checkpoint has cannot be written down.
 
+use serde::Serialize;
+
 /// A decoder-only transformer.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Its serialization enters the ids of cells and must not change for a checkpoint that exists: fields are neither
+/// renamed nor reordered, and a feature that is added later comes as a field behind the others, not written
+/// (`skip_serializing_if`) where it has the value that all earlier checkpoints have.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Architecture {
     /// Rows of the embedding table.
     pub vocabulary: usize,
@@ -26,7 +33,8 @@ pub struct Architecture {
 }
 
 /// Grouped-query attention; multi-head where `kv_heads == heads`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Attention {
     /// Query heads.
     pub heads: usize,
@@ -39,7 +47,8 @@ pub struct Attention {
 }
 
 /// Which of the attention's projections carry a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AttentionBias {
     /// None.
     Absent,
@@ -50,7 +59,8 @@ pub enum AttentionBias {
 }
 
 /// Feed-forward part: down(silu(gate(x)) · up(x)).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Mlp {
     /// Channels between up and down.
     pub intermediate: usize,
@@ -59,7 +69,8 @@ pub struct Mlp {
 }
 
 /// Whether linears carry a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Bias {
     /// No.
     Absent,
@@ -67,18 +78,30 @@ pub enum Bias {
     Present,
 }
 
-/// Normalisation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Normalisation. A family's `config.json` chooses; so far only `Rms` is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Norm {
-    /// x / sqrt(mean(x²) + ε) · w
+    /// x / sqrt(mean(x²) + ε) · w: Llama's.
     Rms {
+        /// ε
+        eps: f64,
+    },
+    /// x / sqrt(mean(x²) + ε) · (1 + w): Gemma's, whose checkpoints hold the distance from one.
+    RmsOffset {
+        /// ε
+        eps: f64,
+    },
+    /// (x − mean(x)) / sqrt(var(x) + ε) · w + b, the variance over all channels: LayerNorm.
+    Layer {
         /// ε
         eps: f64,
     },
 }
 
 /// Rotary position embedding over all channels of a head; pairs are (i, i + head_dim/2).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Rope {
     /// Base θ: pair i turns by position · θ^(−2i/head_dim).
     pub theta: f64,
@@ -87,7 +110,8 @@ pub struct Rope {
 }
 
 /// Stretching of rotary frequencies.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum RopeScaling {
     /// As trained.
     Plain,
@@ -110,7 +134,8 @@ pub enum RopeScaling {
 }
 
 /// The output head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Head {
     /// Shares the embedding table.
     Tied,
@@ -153,7 +178,11 @@ impl Architecture {
     pub fn parameters(&self) -> u64 {
         let (h, a) = (self.hidden, &self.attention);
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let mut block = h * (q + 2 * kv) + q * h + 3 * h * self.mlp.intermediate + 2 * h;
+        let norm = match self.norm {
+            Norm::Rms { .. } | Norm::RmsOffset { .. } => h,
+            Norm::Layer { .. } => 2 * h,
+        };
+        let mut block = h * (q + 2 * kv) + q * h + 3 * h * self.mlp.intermediate + 2 * norm;
         if a.bias != AttentionBias::Absent {
             block += q + 2 * kv;
         }
@@ -167,6 +196,38 @@ impl Architecture {
             Head::Tied => 1,
             Head::Untied => 2,
         };
-        (self.layers * block + h + tables * self.vocabulary * h) as u64
+        (self.layers * block + norm + tables * self.vocabulary * h) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_serialization_of_existing_checkpoints_stands() {
+        let mut architecture = Architecture {
+            vocabulary: 49152,
+            hidden: 576,
+            layers: 30,
+            context: 8192,
+            attention: Attention { heads: 9, kv_heads: 3, head_dim: 64, bias: AttentionBias::Absent },
+            mlp: Mlp { intermediate: 1536, bias: Bias::Absent },
+            norm: Norm::Rms { eps: 1e-5 },
+            rope: Rope { theta: 100000.0, scaling: RopeScaling::Plain },
+            head: Head::Tied,
+        };
+        let json = |architecture: &Architecture| serde_json::to_string(architecture).unwrap();
+        assert_eq!(
+            json(&architecture),
+            r#"{"vocabulary":49152,"hidden":576,"layers":30,"context":8192,"attention":{"heads":9,"kv-heads":3,"head-dim":64,"bias":"absent"},"mlp":{"intermediate":1536,"bias":"absent"},"norm":{"rms":{"eps":0.00001}},"rope":{"theta":100000.0,"scaling":"plain"},"head":"tied"}"#
+        );
+        architecture.rope.scaling =
+            RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192 };
+        assert!(
+            json(&architecture).contains(
+                r#""scaling":{"llama3":{"factor":8.0,"low":1.0,"high":4.0,"original-context":8192}}"#
+            )
+        );
     }
 }

@@ -2,9 +2,10 @@
 
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use crate::architecture::{Attention, Rope};
+use crate::cache::KeyValues;
 use crate::kernel;
 use crate::simd;
 use crate::site::{Port, Site, Tap};
@@ -53,34 +54,46 @@ fn tables(frequencies: &[f64], length: usize, device: &Device) -> (Tensor<2>, Te
     (tensor(cos), tensor(sin))
 }
 
-/// Attention of block `layer`.
+/// Attention of block `layer`, behind `past` where there is one; the result, and keys and values of past and tokens.
+///
+/// The past does not pass the tap: it did so when it was made.
 ///
 /// # Shapes
 /// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result has
 /// `q`'s shape.
 pub fn forward(
     layer: usize,
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    [q, k, v]: [Tensor<3>; 3],
     shape: &Attention,
     rope: &RopeTable,
+    past: Option<&KeyValues>,
     tap: &mut dyn Tap,
-) -> Tensor<3> {
+) -> (Tensor<3>, KeyValues) {
     let [sequences, tokens, _] = q.dims();
-    let (cos, sin) = rope.positions(0, tokens);
+    let behind = past.map_or(0, |past| past.keys.dims()[2]);
+    let (cos, sin) = rope.positions(behind, tokens);
     let k = tap.tensor(Site::block(layer, Port::KPre), split(k, shape.kv_heads));
     let q = tap.tensor(Site::block(layer, Port::Q), kernel::rotate(split(q, shape.heads), &cos, &sin));
     let k = tap.tensor(Site::block(layer, Port::K), kernel::rotate(k, &cos, &sin));
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
+    let mut read = KeyValues { keys: k, values: v };
+    if let Some(past) = past {
+        read = past.followed_by(&read);
+    }
+    let (k, v) = (read.keys.clone(), read.values.clone());
     if kernel::on_host(&q.device()) {
-        return attend_on_host(q, k, v);
+        return (attend_on_host(q, k, v), read);
     }
     let queries_per_key = shape.heads / shape.kv_heads;
-    let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-    let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), None, None, options);
-    y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
+    // Whose corner `is_causal` aligns where keys outnumber queries is not promised by every back end.
+    let mask = past.is_some().then(|| {
+        let mask = Tensor::<2, Bool>::tril_mask([tokens, behind + tokens], behind as i64, &q.device());
+        mask.unsqueeze::<4>().expand([sequences, shape.heads, tokens, behind + tokens])
+    });
+    let options = AttentionModuleOptions { is_causal: past.is_none(), ..Default::default() };
+    let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), mask, None, options);
+    (y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim]), read)
 }
 
 /// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.
@@ -89,18 +102,19 @@ const QUERY_BLOCK: usize = 128;
 /// Causal attention in blocks of queries, the softmax in one pass over host memory.
 ///
 /// # Shapes
-/// `q` is `[sequences, heads, tokens, head_dim]`, `k` and `v` `[sequences, kv_heads, tokens, head_dim]`; the result is
-/// `[sequences, tokens, heads · head_dim]`.
+/// `q` is `[sequences, heads, tokens, head_dim]`, `k` and `v` `[sequences, kv_heads, past + tokens, head_dim]`, where the
+/// queries are the last tokens; the result is `[sequences, tokens, heads · head_dim]`.
 fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
     let [sequences, heads, tokens, head_dim] = q.dims();
     let kv_heads = k.dims()[1];
+    let past = k.dims()[2] - tokens;
     let shared = heads / kv_heads;
     let scale = 1.0 / (head_dim as f32).sqrt();
     let q = q.reshape([sequences, kv_heads, shared, tokens, head_dim]);
     let mut blocks = Vec::with_capacity(tokens.div_ceil(QUERY_BLOCK));
     for start in (0..tokens).step_by(QUERY_BLOCK) {
-        let end = (start + QUERY_BLOCK).min(tokens);
-        let rows = end - start;
+        let rows = QUERY_BLOCK.min(tokens - start);
+        let end = past + start + rows;
         // The query heads that read one key head stand below each other: one product for all of them.
         let queries =
             q.clone().narrow(3, start, rows).reshape([sequences, kv_heads, shared * rows, head_dim]);
@@ -108,7 +122,7 @@ fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
         let scores = kernel::change_in_place(queries.matmul(keys), |values| {
             values.par_chunks_mut(rows * end).for_each(|head| {
                 for (row, scores) in head.chunks_exact_mut(end).enumerate() {
-                    let (seen, hidden) = scores.split_at_mut(start + row + 1);
+                    let (seen, hidden) = scores.split_at_mut(past + start + row + 1);
                     simd::softmax(seen, scale);
                     hidden.fill(0.0);
                 }

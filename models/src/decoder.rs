@@ -7,11 +7,13 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::architecture::{Architecture, AttentionBias, Bias, Head, Norm};
 use crate::attention;
+use crate::cache::{Cache, KeyValues, Prefix};
 use crate::checkpoint::CheckpointError;
 use crate::families::WeightNames;
 use crate::kernel;
 use crate::linear::{Group, Linear};
-use crate::site::{Port, Site, Tap};
+use crate::norm::Normalisation;
+use crate::site::{Off, Port, Site, Tap};
 
 /// A decoder on a device, its weights in f32.
 #[derive(Clone, Debug)]
@@ -23,9 +25,11 @@ pub struct Decoder {
     /// In order.
     pub blocks: Vec<Block>,
     /// Before the head.
-    pub final_norm: RmsNorm,
+    pub final_norm: Normalisation,
     /// One linear, the output head; where the checkpoint ties it, it shares the embedding's memory.
     pub head: Group,
+    /// Stands before every sequence that [`Decoder::hidden`] reads.
+    pub prefix: Option<Prefix>,
     rope: attention::RopeTable,
 }
 
@@ -33,26 +37,17 @@ pub struct Decoder {
 #[derive(Clone, Debug)]
 pub struct Block {
     /// Before attention.
-    pub attn_norm: RmsNorm,
+    pub attn_norm: Normalisation,
     /// q, k and v.
     pub qkv: Group,
     /// o.
     pub o: Group,
     /// Before the feed-forward part.
-    pub mlp_norm: RmsNorm,
+    pub mlp_norm: Normalisation,
     /// gate and up.
     pub gate_up: Group,
     /// down.
     pub down: Group,
-}
-
-/// x / sqrt(mean(x²) + ε) · w
-#[derive(Clone, Debug)]
-pub struct RmsNorm {
-    /// `[hidden]`
-    pub weight: Tensor<1>,
-    /// ε
-    pub eps: f64,
 }
 
 /// Gives the tensor of a name, flattened, after checking its shape. Where it comes from (a checkpoint, an optimizer's
@@ -73,7 +68,6 @@ impl Decoder {
         let a = architecture;
         let (h, f) = (a.hidden, a.mlp.intermediate);
         let (q, kv) = (a.attention.heads * a.attention.head_dim, a.attention.kv_heads * a.attention.head_dim);
-        let Norm::Rms { eps } = a.norm;
         let qkv_bias = a.attention.bias != AttentionBias::Absent;
         let o_bias = a.attention.bias == AttentionBias::All;
         let mlp_bias = a.mlp.bias == Bias::Present;
@@ -100,16 +94,11 @@ impl Decoder {
                 linears: vec![linear(names.gate, f, h, mlp_bias)?, linear(names.up, f, h, mlp_bias)?],
             };
             let down = Group { linears: vec![linear(names.down, h, f, mlp_bias)?] };
-            let mut norm = |part: &str| {
-                Ok::<_, CheckpointError>(RmsNorm {
-                    weight: weights(&format!("{}.weight", named(part)), &[h])?,
-                    eps,
-                })
-            };
-            let (attn_norm, mlp_norm) = (norm(names.attn_norm)?, norm(names.mlp_norm)?);
+            let attn_norm = normalisation(a, &named(names.attn_norm), weights)?;
+            let mlp_norm = normalisation(a, &named(names.mlp_norm), weights)?;
             blocks.push(Block { attn_norm, qkv, o, mlp_norm, gate_up, down });
         }
-        let final_norm = RmsNorm { weight: weights(names.final_norm, &[h])?, eps };
+        let final_norm = normalisation(a, names.final_norm, weights)?;
         let head_weight = match a.head {
             Head::Tied => embedding.clone(),
             Head::Untied => {
@@ -119,7 +108,7 @@ impl Decoder {
         let head =
             Group { linears: vec![Linear { name: names.head.into(), weight: head_weight, bias: None }] };
         let rope = attention::RopeTable::new(&a.rope, a.attention.head_dim, device);
-        Ok(Self { architecture: a.clone(), embedding, blocks, final_norm, head, rope })
+        Ok(Self { architecture: a.clone(), embedding, blocks, final_norm, head, prefix: None, rope })
     }
 
     /// The device that holds the weights.
@@ -127,18 +116,90 @@ impl Decoder {
         self.embedding.device()
     }
 
-    /// Hidden states after the final norm.
+    /// Hidden states after the final norm, behind [`Decoder::prefix`] where there is one.
+    ///
+    /// The prefix's tokens take the first positions; the tap sees nothing of them.
     ///
     /// # Shapes
     /// `tokens` is `[sequences, tokens]`; the result is `[sequences, tokens, hidden]`.
     pub fn hidden(&mut self, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
+        let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
+        self.rope.reach(past.map_or(0, Cache::tokens) + tokens.dims()[1]);
+        self.run(past, tokens, tap, None)
+    }
+
+    /// Hidden states after the final norm of `tokens` behind `past`, and the cache of both; knows nothing of
+    /// [`Decoder::prefix`] (to decode behind it, begin with its cache).
+    ///
+    /// Keys and values of `tokens` enter the cache as they came out of the tap; those of the past have passed one and
+    /// do not pass again. A past of one sequence stands before any number of sequences. Every call copies the past.
+    ///
+    /// # Shapes
+    /// `tokens` is `[sequences, tokens]`; the result is `[sequences, tokens, hidden]`, and the cache holds
+    /// `past + tokens` tokens of every sequence.
+    ///
+    /// # Panics
+    /// If the past is of another number of blocks, or of neither one sequence nor as many as `tokens`.
+    pub fn encode(
+        &mut self,
+        past: Option<&Cache>,
+        tokens: Tensor<2, Int>,
+        tap: &mut dyn Tap,
+    ) -> (Tensor<3>, Cache) {
+        self.rope.reach(past.map_or(0, Cache::tokens) + tokens.dims()[1]);
+        let mut kept = Vec::with_capacity(self.blocks.len());
+        let hidden = self.run(past, tokens, tap, Some(&mut kept));
+        (hidden, Cache::new(kept))
+    }
+
+    /// Puts `tokens` before every sequence that [`Decoder::hidden`] reads, their keys and values computed with the
+    /// present weights, without a tap and from nothing; no tokens remove the prefix.
+    ///
+    /// # Panics
+    /// If a token is not in the vocabulary.
+    pub fn set_prefix(&mut self, tokens: &[u32]) {
+        let vocabulary = self.architecture.vocabulary;
+        for &token in tokens {
+            assert!((token as usize) < vocabulary, "token {token} is beyond the vocabulary of {vocabulary}");
+        }
+        self.prefix = (!tokens.is_empty()).then(|| {
+            let input = token_tensor(&[tokens], &self.device());
+            let (hidden, cache) = self.encode(None, input, &mut Off);
+            Prefix { tokens: tokens.to_vec(), cache, last: hidden.narrow(1, tokens.len() - 1, 1) }
+        });
+    }
+
+    /// Computes the prefix's keys and values again, with the present weights.
+    pub fn refresh_prefix(&mut self) {
+        if let Some(prefix) = self.prefix.take() {
+            self.set_prefix(&prefix.tokens);
+        }
+    }
+
+    /// The pass itself; `kept` gets every block's keys and values of past and tokens.
+    fn run(
+        &self,
+        past: Option<&Cache>,
+        tokens: Tensor<2, Int>,
+        tap: &mut dyn Tap,
+        mut kept: Option<&mut Vec<KeyValues>>,
+    ) -> Tensor<3> {
         let [sequences, length] = tokens.dims();
-        self.rope.reach(length);
+        if let Some(past) = past {
+            let (held, blocks) = (past.blocks().len(), self.blocks.len());
+            assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
+        }
         let flat = tokens.reshape([sequences * length]);
         let mut x =
             self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden]);
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(layer, x, &self.architecture, &self.rope, tap);
+            let past = past.map(|past| &past.blocks()[layer]);
+            let read;
+            (x, read) = block.forward(layer, x, &self.architecture, &self.rope, past, tap);
+            tap.residual(layer, &x);
+            if let Some(kept) = &mut kept {
+                kept.push(read);
+            }
         }
         self.final_norm.forward(x)
     }
@@ -186,13 +247,13 @@ impl Block {
         x: Tensor<3>,
         architecture: &Architecture,
         rope: &attention::RopeTable,
+        past: Option<&KeyValues>,
         tap: &mut dyn Tap,
-    ) -> Tensor<3> {
+    ) -> (Tensor<3>, KeyValues) {
         let a = &architecture.attention;
         let outputs =
             tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
-        let [q, k, v] = three(outputs);
-        let attended = attention::forward(layer, q, k, v, a, rope, tap);
+        let (attended, read) = attention::forward(layer, three(outputs), a, rope, past, tap);
         let o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
         let x = x + o;
 
@@ -201,16 +262,23 @@ impl Block {
         let [gate, up] = two(outputs);
         let gated = kernel::silu_times(gate, up);
         let down = one(tap.linears(Site::block(layer, Port::DownIn), gated, &self.down));
-        x + down
+        (x + down, read)
     }
 }
 
-impl RmsNorm {
-    /// # Shapes
-    /// `[sequences, tokens, hidden]` in and out.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        kernel::rms_norm(x, &self.weight, self.eps)
-    }
+/// The norm called `name`, of the architecture's kind.
+fn normalisation(
+    architecture: &Architecture,
+    name: &str,
+    weights: &mut Weights,
+) -> Result<Normalisation, CheckpointError> {
+    let channels = [architecture.hidden];
+    let weight = weights(&format!("{name}.weight"), &channels)?;
+    let bias = match architecture.norm {
+        Norm::Rms { .. } | Norm::RmsOffset { .. } => None,
+        Norm::Layer { .. } => Some(weights(&format!("{name}.bias"), &channels)?),
+    };
+    Ok(Normalisation { kind: architecture.norm, weight, bias })
 }
 
 fn one(outputs: Vec<Tensor<3>>) -> Tensor<3> {

@@ -1,10 +1,10 @@
-//! The elementwise parts of a block: RMS normalisation, rotary embedding, the gated unit.
+//! The elementwise parts of a block besides its norms: rotary embedding, the gated unit.
 //!
 //! Each is written with tensor operations, which run on every device and under autodiff. Where the tensors live in host
 //! memory and no gradient is asked for, the same arithmetic runs in one pass over the values instead of six; a test
 //! holds the two together.
 
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, activation};
 use rayon::prelude::*;
 
 use crate::simd;
@@ -15,7 +15,7 @@ pub fn on_host(device: &Device) -> bool {
 }
 
 /// Values per parallel task: about what a core handles between two looks at the clock.
-const GRAIN: usize = 1 << 14;
+pub(crate) const GRAIN: usize = 1 << 14;
 
 /// A tensor's values changed on the host: in place where they lie there and nothing else refers to them, else by way of a
 /// copy.
@@ -27,37 +27,6 @@ pub fn change_in_place<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f
     let mut data = x.try_into_data().expect("a tensor can be read from its device");
     change(data.as_mut_slice::<f32>().expect("weights and activations are f32"));
     Tensor::from_data(data, &device)
-}
-
-/// x / sqrt(mean(x²) + ε) · w, the mean over the last dimension.
-///
-/// # Shapes
-/// `x` is `[sequences, tokens, hidden]`, `weight` `[hidden]`.
-pub fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f64) -> Tensor<3> {
-    if !on_host(&x.device()) {
-        return rms_norm_on_device(x, weight, eps);
-    }
-    let [sequences, tokens, hidden] = x.dims();
-    let device = x.device();
-    let weight = weight.to_data();
-    let weight = weight.as_slice::<f32>().expect("norm weights are f32");
-    let data = x.try_into_data().expect("a host tensor can be read");
-    let values = data.as_slice::<f32>().expect("activations are f32");
-    let mut out = vec![0.0f32; values.len()];
-    out.par_chunks_mut(hidden).zip(values.par_chunks(hidden)).with_min_len(GRAIN / hidden + 1).for_each(
-        |(out, row)| {
-            let scale = 1.0 / (simd::sum_of_squares(row) / hidden as f32 + eps as f32).sqrt();
-            for ((o, &x), &w) in out.iter_mut().zip(row).zip(weight) {
-                *o = x * scale * w;
-            }
-        },
-    );
-    Tensor::from_data(TensorData::new(out, [sequences, tokens, hidden]), &device)
-}
-
-fn rms_norm_on_device(x: Tensor<3>, weight: &Tensor<1>, eps: f64) -> Tensor<3> {
-    let scale = (x.clone().square().mean_dim(2) + eps).sqrt().recip();
-    x * scale * weight.clone().unsqueeze()
 }
 
 /// silu(gate) · up, with silu(x) = x / (1 + e^−x).

@@ -6,7 +6,9 @@
 //! | [`families`] | from `config.json` to that description, and the names of tensors |
 //! | [`checkpoint`] | safetensors, memory-mapped, to a decoder on a device |
 //! | [`tokenizer`] | text to token ids |
-//! | [`decoder`], [`attention`], [`linear`], [`kernel`], [`simd`] | the one forward pass |
+//! | [`decoder`], [`attention`], [`linear`], [`norm`], [`kernel`], [`simd`] | the one forward pass |
+//! | [`cache`] | keys and values of tokens that stand before a sequence, and the prefix of a decoder |
+//! | [`rescale`] | moving a scale from an activation's channel into the weights around it |
 //! | [`site`] | its observable places, and the trait through which they are seen and changed |
 //! | [`hub`] | checkpoints and data files from the Hugging Face hub, through its cache |
 //! | [`builtin`] | what ships with the program |
@@ -15,18 +17,24 @@
 pub mod architecture;
 pub mod attention;
 pub mod builtin;
+pub mod cache;
 pub mod checkpoint;
 pub mod decoder;
 pub mod families;
 pub mod hub;
 pub mod kernel;
 pub mod linear;
+pub mod norm;
+pub mod rescale;
 pub mod simd;
 pub mod site;
 pub mod stories;
 pub mod tokenizer;
 
+pub use cache::{Cache, KeyValues, Prefix};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use decoder::{Decoder, token_tensor};
 pub use linear::{Group, Linear};
+pub use norm::Normalisation;
+pub use rescale::RescaleError;
 pub use site::{Off, Port, Site, Tap};

@@ -52,6 +52,23 @@ fn reduce(lanes: [f32; LANES]) -> f32 {
 }
 
 per_processor! {
+    /// Σ x
+    pub fn sum(values: &[f32]) -> f32 {
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                sums[i] += chunk[i];
+            }
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            sums[i] += x;
+        }
+        reduce(sums)
+    }
+}
+
+per_processor! {
     /// Σ x²
     pub fn sum_of_squares(values: &[f32]) -> f32 {
         let mut sums = [0.0f32; LANES];
@@ -184,6 +201,8 @@ mod tests {
     #[test]
     fn reductions_agree_with_plain_sums() {
         let values: Vec<f32> = (0..1003).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+        let total: f64 = values.iter().map(|&x| f64::from(x)).sum();
+        assert!((f64::from(sum(&values)) - total).abs() < 1e-3);
         let squares: f64 = values.iter().map(|&x| f64::from(x).powi(2)).sum();
         assert!((f64::from(sum_of_squares(&values)) - squares).abs() < 1e-3 * squares);
         let exps: f64 = values.iter().map(|&x| f64::from(x - 2.0).exp()).sum();

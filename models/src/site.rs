@@ -120,6 +120,14 @@ pub trait Tap {
         let _ = site;
         x
     }
+
+    /// The residual stream after block `layer`, to be seen only: the hidden states of arXiv 2405.14428, figure 1.
+    ///
+    /// # Shapes
+    /// `x` is `[sequences, tokens, hidden]`.
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        let _ = (layer, x);
+    }
 }
 
 /// The model as it is.

@@ -6,68 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use models::{Checkpoint, Group, Off, Port, Site, Tap, token_tensor};
-use safetensors::{Dtype, SafeTensors};
 
-/// f32 on both sides; see the main design: logits agree within 1e-4.
-const TOLERANCE: f32 = 1e-4;
+use dumps::{assert_close, checkpoint_folder, oracle};
 
-fn oracle_folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(name)
-}
-
-/// A copy of an oracle's folder with a tokenizer, which a checkpoint folder must have and an oracle does not need.
-fn checkpoint_folder(name: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(oracle_folder(name)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
-    fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
-    folder
-}
-
-const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-    "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
-    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
-
-struct Oracle {
-    tokens: Vec<Vec<u32>>,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-}
-
-fn oracle(name: &str) -> Oracle {
-    let bytes = fs::read(oracle_folder(name).join("oracle.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tokens = Vec::new();
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        let (words, _) = view.data().as_chunks::<4>();
-        match view.dtype() {
-            Dtype::I32 => {
-                let ids: Vec<u32> = words.iter().map(|&b| i32::from_le_bytes(b) as u32).collect();
-                tokens = ids.chunks(view.shape()[1]).map(<[u32]>::to_vec).collect();
-            }
-            Dtype::F32 => {
-                let values = words.iter().map(|&b| f32::from_le_bytes(b)).collect();
-                tensors.insert(name.to_string(), (view.shape().to_vec(), values));
-            }
-            other => panic!("unexpected {other:?}"),
-        }
-    }
-    Oracle { tokens, tensors }
-}
-
-fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-    let spread = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    assert!(spread > 1e-2, "{what}: an oracle of zeros shows nothing");
-    assert!(worst <= TOLERANCE, "{what}: differs by {worst:e}");
-}
+#[path = "oracle/dumps.rs"]
+mod dumps;
+#[path = "oracle/prefix.rs"]
+mod prefix;
+#[path = "oracle/rescale.rs"]
+mod rescale;
 
 /// Keeps what passes the sites of block 0.
 #[derive(Default)]
@@ -91,6 +42,10 @@ impl Tap for Keep {
         self.keep(site, &x);
         x
     }
+
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        self.0.insert(format!("residual {layer}"), x.to_data().try_to_vec::<f32>().unwrap());
+    }
 }
 
 fn logits(folder: &Path, tokens: &[Vec<u32>], tap: &mut dyn Tap) -> Vec<f32> {
@@ -102,7 +57,7 @@ fn logits(folder: &Path, tokens: &[Vec<u32>], tap: &mut dyn Tap) -> Vec<f32> {
 
 #[test]
 fn logits_and_intermediates_agree_with_transformers() {
-    for name in ["llama2", "llama3", "smollm2", "llama-bias"] {
+    for name in dumps::ORACLES {
         let oracle = oracle(name);
         let folder = checkpoint_folder(name);
         let mut keep = Keep::default();
@@ -118,6 +73,12 @@ fn logits_and_intermediates_agree_with_transformers() {
             let (_, expected) = &oracle.tensors[key];
             assert_close(&format!("{name} {key}"), &keep.0[&Site::block(0, port).to_string()], expected);
         }
+        assert_close(
+            &format!("{name} residual"),
+            &keep.0["residual 0"],
+            &oracle.tensors["layers.0.output"].1,
+        );
+        assert!(keep.0.contains_key("residual 1") && !keep.0.contains_key("residual 2"), "two blocks");
         assert_close(&format!("{name} logits"), &found, &oracle.tensors["logits"].1);
     }
 }

@@ -26,7 +26,7 @@ static NAMES: WeightNames = WeightNames {
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     down: "mlp.down_proj",
-    final_norm: "model.norm.weight",
+    final_norm: "model.norm",
     head: "lm_head",
     ignored: &["rotary_emb.inv_freq"],
 };

@@ -50,7 +50,7 @@ pub struct WeightNames {
     pub up: &'static str,
     /// Down projection.
     pub down: &'static str,
-    /// Final norm, with `.weight`.
+    /// Final norm.
     pub final_norm: &'static str,
     /// Output head.
     pub head: &'static str,

@@ -1,0 +1,249 @@
+//! Moving a scale from a channel of an activation into the weights around it, which leaves the function as it is.
+//!
+//! | site | divided by the scales | why it is exact |
+//! |---|---|---|
+//! | `attn_in`, `mlp_in`, `head_in` | the norm's weight and bias | a norm ends with a product and a sum per channel |
+//! | `down_in` | rows and bias of `up` | the gate multiplies: silu(g) · (u/s) = silu(g) · u / s |
+//! | `o_in` | rows and bias of `v` | attention averages values with weights that sum to one |
+//!
+//! The linears that read the site have their columns multiplied. Under grouped-query attention several channels of
+//! `o_in` come from one channel of `v` and must share a scale: [`Decoder::sharing`] says which.
+
+use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::decoder::Decoder;
+use crate::linear::{Group, Linear};
+use crate::norm::Normalisation;
+use crate::site::{Port, Site};
+
+/// Why a site cannot be rescaled so. The decoder is then as it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RescaleError {
+    /// No such place in this decoder.
+    #[error("{site} is not in this model, which has {layers} layers, numbered from 0")]
+    NoSuchSite {
+        /// The site.
+        site: Site,
+        /// Blocks of the decoder.
+        layers: usize,
+    },
+    /// Nothing before the site can take the division, or nothing behind it the product.
+    #[error("{site} cannot be rescaled; attn_in, o_in, mlp_in, down_in and head_in can")]
+    NotFoldable {
+        /// The site.
+        site: Site,
+    },
+    /// Not one scale per channel.
+    #[error("{site} has {channels} channels and was given {found} scales; give one per channel")]
+    Count {
+        /// The site.
+        site: Site,
+        /// Its channels.
+        channels: usize,
+        /// The scales given.
+        found: usize,
+    },
+    /// A scale that is zero, negative or not finite.
+    #[error("{site}: the scale of channel {channel} is {scale}; scales are finite and above zero")]
+    Scale {
+        /// The site.
+        site: Site,
+        /// Zero-based.
+        channel: usize,
+        /// The scale.
+        scale: f64,
+    },
+    /// Channels that come from one channel, with different scales.
+    #[error(
+        "{site}: channels {first} and {channel} come from channel {producer} of v and have scales {first_scale} and \
+         {scale}; query heads that share a key/value head must share their scales"
+    )]
+    Shared {
+        /// The site.
+        site: Site,
+        /// The first channel of the producer's channel.
+        first: usize,
+        /// Its scale.
+        first_scale: f64,
+        /// The channel that contradicts it.
+        channel: usize,
+        /// Its scale.
+        scale: f64,
+        /// The producer's channel.
+        producer: usize,
+    },
+    /// A weight left the range of f32.
+    #[error("{site}: the scales make a weight of {of} infinite or not a number; give scales nearer to one")]
+    Range {
+        /// The site.
+        site: Site,
+        /// The linear's name, or `the norm`.
+        of: String,
+    },
+}
+
+impl Decoder {
+    /// For every channel of the site's activation, the channel of the operator before it that it comes from: of the
+    /// norm, of `up`, of `v`. Channels that come from one must share a scale in [`Decoder::rescale`]. `None` where
+    /// nothing can be rescaled.
+    pub fn sharing(&self, site: Site) -> Option<Vec<usize>> {
+        let a = &self.architecture;
+        match (site.layer, site.port) {
+            (Some(layer), _) if layer >= a.layers => None,
+            (Some(_), Port::AttnIn | Port::MlpIn) | (None, Port::HeadIn) => Some((0..a.hidden).collect()),
+            (Some(_), Port::DownIn) => Some((0..a.mlp.intermediate).collect()),
+            (Some(_), Port::OIn) => {
+                let (d, shared) = (a.attention.head_dim, a.attention.heads / a.attention.kv_heads);
+                Some((0..a.attention.heads * d).map(|c| c / d / shared * d + c % d).collect())
+            }
+            _ => None,
+        }
+    }
+
+    /// Divides channel c of the site's activation by `scales[c]`, in the weights of what produces it, and multiplies
+    /// column c of the linears that read it by the same: logits stay as they are up to rounding, and exactly where
+    /// every scale is a power of two. Weights change in f64 and are rounded once.
+    ///
+    /// A prefix is rescaled with the model: its values (`o_in`) or its last hidden state (`head_in`) are divided too,
+    /// other sites do not show in it. Where the head is tied to the embedding, rescaling `head_in` gives the head
+    /// weights of its own; `architecture.head` goes on saying how the checkpoint holds them.
+    ///
+    /// # Errors
+    /// [`RescaleError`], before anything is changed.
+    pub fn rescale(&mut self, site: Site, scales: &[f64]) -> Result<(), RescaleError> {
+        let producers = self.sharing(site).ok_or_else(|| self.refusal(site))?;
+        let producer_scales = checked(site, scales, &producers)?;
+        let multiplied = |group: &Group| -> Result<Group, RescaleError> {
+            let linears = group.linears.iter();
+            let linears =
+                linears.map(|linear| columns_times(linear, scales).ok_or_else(|| range(site, linear)));
+            Ok(Group { linears: linears.collect::<Result<_, _>>()? })
+        };
+        let divided_norm = |norm: &Normalisation| {
+            let norm = norm.divided_by(scales);
+            let finite = [Some(&norm.weight), norm.bias.as_ref()].into_iter().flatten().all(is_finite);
+            if finite { Ok(norm) } else { Err(RescaleError::Range { site, of: "the norm".into() }) }
+        };
+        let divided_rows =
+            |linear: &Linear| rows_over(linear, &producer_scales).ok_or_else(|| range(site, linear));
+
+        let Some(layer) = site.layer else {
+            let (head, norm) = (multiplied(&self.head)?, divided_norm(&self.final_norm)?);
+            (self.head, self.final_norm) = (head, norm);
+            if let Some(prefix) = &mut self.prefix {
+                prefix.last =
+                    prefix.last.clone() / channels(scales, &prefix.last).reshape([1, 1, scales.len()]);
+            }
+            return Ok(());
+        };
+        let block = &mut self.blocks[layer];
+        match site.port {
+            Port::AttnIn => {
+                let (qkv, norm) = (multiplied(&block.qkv)?, divided_norm(&block.attn_norm)?);
+                (block.qkv, block.attn_norm) = (qkv, norm);
+            }
+            Port::MlpIn => {
+                let (gate_up, norm) = (multiplied(&block.gate_up)?, divided_norm(&block.mlp_norm)?);
+                (block.gate_up, block.mlp_norm) = (gate_up, norm);
+            }
+            Port::DownIn => {
+                let (down, up) = (multiplied(&block.down)?, divided_rows(&block.gate_up.linears[1])?);
+                (block.down, block.gate_up.linears[1]) = (down, up);
+            }
+            Port::OIn => {
+                let (o, v) = (multiplied(&block.o)?, divided_rows(&block.qkv.linears[2])?);
+                (block.o, block.qkv.linears[2]) = (o, v);
+                if let Some(prefix) = &mut self.prefix {
+                    let values = &mut prefix.cache.blocks_mut()[layer].values;
+                    let [_, kv_heads, _, head_dim] = values.dims();
+                    let scales = channels(&producer_scales, values).reshape([1, kv_heads, 1, head_dim]);
+                    *values = values.clone() / scales;
+                }
+            }
+            Port::KPre | Port::Q | Port::K | Port::V | Port::HeadIn => {
+                unreachable!("{site} shares nothing and was refused")
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a site has no [`Decoder::sharing`].
+    fn refusal(&self, site: Site) -> RescaleError {
+        let layers = self.architecture.layers;
+        let exists = match site.layer {
+            Some(layer) => layer < layers && site.port != Port::HeadIn,
+            None => site.port == Port::HeadIn,
+        };
+        if exists { RescaleError::NotFoldable { site } } else { RescaleError::NoSuchSite { site, layers } }
+    }
+}
+
+/// The scales by the producer's channel, after every check that needs no weights.
+fn checked(site: Site, scales: &[f64], producers: &[usize]) -> Result<Vec<f64>, RescaleError> {
+    if scales.len() != producers.len() {
+        return Err(RescaleError::Count { site, channels: producers.len(), found: scales.len() });
+    }
+    let channels = producers.iter().max().map_or(0, |&last| last + 1);
+    let mut first: Vec<Option<usize>> = vec![None; channels];
+    let mut shared = vec![1.0; channels];
+    for (channel, (&scale, &producer)) in scales.iter().zip(producers).enumerate() {
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(RescaleError::Scale { site, channel, scale });
+        }
+        let first = *first[producer].get_or_insert(channel);
+        if scales[first] != scale {
+            let first_scale = scales[first];
+            return Err(RescaleError::Shared { site, first, first_scale, channel, scale, producer });
+        }
+        shared[producer] = scale;
+    }
+    Ok(shared)
+}
+
+fn range(site: Site, linear: &Linear) -> RescaleError {
+    RescaleError::Range { site, of: linear.name.clone() }
+}
+
+/// Column c of the weight times `scales[c]`; `None` where a value leaves the range of f32.
+fn columns_times(linear: &Linear, scales: &[f64]) -> Option<Linear> {
+    let weight = rows_changed(&linear.weight, |_, row| {
+        row.iter_mut().zip(scales).for_each(|(w, &s)| *w = (f64::from(*w) * s) as f32);
+    })?;
+    Some(Linear { name: linear.name.clone(), weight, bias: linear.bias.clone() })
+}
+
+/// Row r of the weight, and element r of the bias, over `scales[r]`; `None` where a value leaves the range of f32.
+fn rows_over(linear: &Linear, scales: &[f64]) -> Option<Linear> {
+    let divide = |r: usize, row: &mut [f32]| {
+        row.iter_mut().for_each(|w| *w = (f64::from(*w) / scales[r]) as f32);
+    };
+    let weight = rows_changed(&linear.weight, divide)?;
+    let bias = match &linear.bias {
+        Some(bias) => Some(rows_changed(&bias.clone().unsqueeze_dim::<2>(1), divide)?.squeeze_dim(1)),
+        None => None,
+    };
+    Some(Linear { name: linear.name.clone(), weight, bias })
+}
+
+fn rows_changed(weight: &Tensor<2>, change: impl Fn(usize, &mut [f32]) + Sync) -> Option<Tensor<2>> {
+    let dims = weight.dims();
+    let mut values = values_of(weight);
+    values.par_chunks_mut(dims[1]).enumerate().for_each(|(r, row)| change(r, row));
+    let finite = values.par_iter().all(|v| v.is_finite());
+    finite.then(|| Tensor::from_data(TensorData::new(values, dims), &weight.device()))
+}
+
+fn values_of<const D: usize>(x: &Tensor<D>) -> Vec<f32> {
+    x.to_data().try_to_vec().expect("weights are f32 and can be read")
+}
+
+fn is_finite(x: &Tensor<1>) -> bool {
+    values_of(x).iter().all(|v| v.is_finite())
+}
+
+/// Scales as a tensor beside `like`.
+fn channels<const D: usize>(scales: &[f64], like: &Tensor<D>) -> Tensor<1> {
+    let values: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
+    Tensor::from_data(TensorData::new(values, [scales.len()]), &like.device())
+}

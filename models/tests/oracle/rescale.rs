@@ -1,0 +1,208 @@
+//! Scales that move from activations into weights leave the logits.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use models::architecture::Norm;
+use models::families::FAMILIES;
+use models::{Decoder, Off, Port, RescaleError, Site, token_tensor};
+
+use crate::dumps::{ORACLES, load, oracle};
+
+const FOLDABLE: [Port; 4] = [Port::AttnIn, Port::OIn, Port::MlpIn, Port::DownIn];
+
+fn sites(decoder: &Decoder) -> Vec<Site> {
+    let layers = 0..decoder.blocks.len();
+    let blocks = layers.flat_map(|layer| FOLDABLE.map(|port| Site::block(layer, port)));
+    blocks.chain([Site::HEAD]).collect()
+}
+
+/// Between 0.2 and 5, even in the logarithm, equal where the site's channels share.
+fn scales(decoder: &Decoder, site: Site, seed: usize) -> Vec<f64> {
+    let of = |c: usize| 0.2 * 25f64.powf(((c * 37 + seed * 11) % 101) as f64 / 100.0);
+    decoder.sharing(site).unwrap().into_iter().map(of).collect()
+}
+
+fn logits(decoder: &mut Decoder, tokens: &[Vec<u32>]) -> Vec<f32> {
+    let input = token_tensor(tokens, &decoder.device());
+    let hidden = decoder.hidden(input, &mut Off);
+    decoder.logits(hidden, &mut Off).to_data().try_to_vec().unwrap()
+}
+
+/// The largest difference over the largest logit.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    let largest = |x: &mut dyn Iterator<Item = f32>| x.fold(0.0f32, |m, x| m.max(x.abs()));
+    assert!(found.iter().all(|x| x.is_finite()));
+    largest(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / largest(&mut expected.iter().copied())
+}
+
+/// The bits of every weight of the decoder.
+fn weights(decoder: &Decoder) -> BTreeMap<String, Vec<u32>> {
+    fn bits<const D: usize>(x: &Tensor<D>) -> Vec<u32> {
+        x.to_data().try_to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    }
+    let mut found = BTreeMap::new();
+    for (_, group) in decoder.groups() {
+        for linear in &group.linears {
+            found.insert(linear.name.clone(), bits(&linear.weight));
+            found.insert(format!("{} bias", linear.name), linear.bias.iter().flat_map(bits).collect());
+        }
+    }
+    let norms = decoder.blocks.iter().flat_map(|block| [&block.attn_norm, &block.mlp_norm]);
+    for (i, norm) in norms.chain([&decoder.final_norm]).enumerate() {
+        found.insert(format!("norm {i}"), bits(&norm.weight));
+        found.insert(format!("norm {i} bias"), norm.bias.iter().flat_map(bits).collect());
+    }
+    found.insert("embedding".into(), bits(&decoder.embedding));
+    found
+}
+
+#[test]
+fn logits_stay_at_every_site_with_and_without_a_prefix() {
+    for name in ORACLES {
+        let tokens = oracle(name).tokens;
+        for prefix in [&[] as &[u32], &[7, 3, 11]] {
+            let mut plain = load(name, &Device::flex());
+            plain.set_prefix(prefix);
+            let expected = logits(&mut plain, &tokens);
+            let before = weights(&plain);
+            let mut all = plain.clone();
+            for (seed, site) in sites(&plain).into_iter().enumerate() {
+                let mut one = plain.clone();
+                let scales = scales(&one, site, seed);
+                one.rescale(site, &scales).unwrap();
+                let error = difference(&logits(&mut one, &tokens), &expected);
+                assert!(error < 1e-4, "{name} {site}, prefix {prefix:?}: {error:e}");
+                let changed = weights(&one).into_iter().filter(|(key, bits)| before[key] != *bits).count();
+                assert!(changed >= 2, "{name} {site}: a scale leaves one weight and enters another");
+                all.rescale(site, &scales).unwrap();
+            }
+            let error = difference(&logits(&mut all, &tokens), &expected);
+            assert!(error < 1e-4, "{name} everywhere, prefix {prefix:?}: {error:e}");
+            assert_eq!(weights(&all)["embedding"], before["embedding"]);
+            if let Some(kept) = all.prefix.clone() {
+                all.refresh_prefix();
+                let fresh = all.prefix.as_ref().unwrap();
+                let values = |x: &Tensor<4>| x.to_data().try_to_vec::<f32>().unwrap();
+                for (kept, fresh) in kept.cache.blocks().iter().zip(fresh.cache.blocks()) {
+                    assert!(difference(&values(&kept.values), &values(&fresh.values)) < 1e-5, "{name}");
+                    assert!(difference(&values(&kept.keys), &values(&fresh.keys)) < 1e-5, "{name}");
+                }
+                let last = |x: &Tensor<3>| x.to_data().try_to_vec::<f32>().unwrap();
+                assert!(difference(&last(&kept.last), &last(&fresh.last)) < 1e-4, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn powers_of_two_change_no_bit_of_the_logits() {
+    for name in ORACLES {
+        let tokens = oracle(name).tokens;
+        let mut decoder = load(name, &Device::flex());
+        let expected = logits(&mut decoder, &tokens);
+        for site in sites(&decoder) {
+            let sharing = decoder.sharing(site).unwrap();
+            let scales: Vec<f64> = sharing.iter().map(|c| 2f64.powi((c * 7 % 5) as i32 - 2)).collect();
+            decoder.rescale(site, &scales).unwrap();
+            assert_eq!(logits(&mut decoder, &tokens), expected, "{name} {site}");
+        }
+    }
+}
+
+#[test]
+fn scales_of_one_change_no_bit_of_the_weights() {
+    for name in ORACLES {
+        let mut decoder = load(name, &Device::flex());
+        let before = weights(&decoder);
+        for site in sites(&decoder) {
+            let ones = vec![1.0; decoder.sharing(site).unwrap().len()];
+            decoder.rescale(site, &ones).unwrap();
+            assert_eq!(weights(&decoder), before, "{name} {site}");
+        }
+    }
+}
+
+#[test]
+fn other_norms_take_the_division_too() {
+    for norm in [Norm::RmsOffset { eps: 1e-6 }, Norm::Layer { eps: 1e-5 }] {
+        let mut architecture = load("llama-bias", &Device::flex()).architecture;
+        architecture.norm = norm;
+        let mut seed = 0;
+        let mut plain =
+            Decoder::from_tensors(&architecture, FAMILIES[0].names, &Device::flex(), &mut |_, shape| {
+                seed += 1;
+                let count: usize = shape.iter().product();
+                let value = |i: usize| ((i * i * 13 + i * 29 + seed * 71) % 1009) as f32 / 1009.0 - 0.5;
+                let values: Vec<f32> = (0..count).map(value).collect();
+                Ok(Tensor::from_data(TensorData::new(values, [count]), &Device::flex()))
+            })
+            .unwrap();
+        let tokens = oracle("llama-bias").tokens;
+        let expected = logits(&mut plain, &tokens);
+        for (seed, site) in sites(&plain).into_iter().enumerate() {
+            let scales = scales(&plain, site, seed);
+            plain.rescale(site, &scales).unwrap();
+            let error = difference(&logits(&mut plain, &tokens), &expected);
+            assert!(error < 1e-4, "{norm:?} {site}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn channels_of_one_value_head_share() {
+    let decoder = load("llama-bias", &Device::flex());
+    let (a, site) = (&decoder.architecture.attention, Site::block(1, Port::OIn));
+    assert_eq!((a.heads, a.kv_heads, a.head_dim), (4, 2, 12));
+    let sharing = decoder.sharing(site).unwrap();
+    assert_eq!(sharing.len(), 48);
+    for (channel, producer) in [(0, 0), (11, 11), (12, 0), (23, 11), (24, 12), (36, 12), (47, 23)] {
+        assert_eq!(sharing[channel], producer, "{channel}");
+    }
+    let identity = |n: usize| Some((0..n).collect::<Vec<_>>());
+    assert_eq!(decoder.sharing(Site::block(0, Port::AttnIn)), identity(32));
+    assert_eq!(decoder.sharing(Site::block(0, Port::DownIn)), identity(48));
+    assert_eq!(decoder.sharing(Site::HEAD), identity(32));
+    for port in [Port::KPre, Port::Q, Port::K, Port::V, Port::HeadIn] {
+        assert_eq!(decoder.sharing(Site::block(0, port)), None);
+    }
+    assert_eq!(decoder.sharing(Site::block(2, Port::AttnIn)), None);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
+    let mut decoder = load("llama-bias", &Device::flex());
+    let before = weights(&decoder);
+    let mut refused = |site: Site, scales: &[f64], parts: &[&str]| -> RescaleError {
+        let error = decoder.rescale(site, scales).unwrap_err();
+        let message = error.to_string();
+        for part in [site.to_string().as_str()].iter().chain(parts) {
+            assert!(message.contains(part), "{message}: no {part}");
+        }
+        assert_eq!(weights(&decoder), before, "{message}");
+        error
+    };
+    let attn = Site::block(1, Port::AttnIn);
+    refused(attn, &[1.0; 31], &["32 channels", "31 scales"]);
+    for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let mut scales = [1.0; 32];
+        scales[5] = scale;
+        refused(attn, &scales, &["channel 5", &scale.to_string()]);
+    }
+    let error = refused(Site::block(2, Port::AttnIn), &[1.0; 32], &["2 layers"]);
+    assert!(matches!(error, RescaleError::NoSuchSite { .. }));
+    let nowhere = Site { layer: Some(0), port: Port::HeadIn };
+    assert!(matches!(refused(nowhere, &[1.0; 32], &[]), RescaleError::NoSuchSite { .. }));
+    let error = refused(Site::block(0, Port::Q), &[1.0; 48], &["down_in"]);
+    assert!(matches!(error, RescaleError::NotFoldable { .. }));
+
+    let mut scales = [1.0; 48];
+    scales[13] = 2.0;
+    refused(Site::block(0, Port::OIn), &scales, &["channels 1 and 13", "channel 1 of v", "1 and 2"]);
+    for port in [Port::AttnIn, Port::DownIn, Port::MlpIn] {
+        let site = Site::block(0, port);
+        let channels = if port == Port::DownIn { 48 } else { 32 };
+        refused(site, &vec![1e-300; channels], &["infinite"]);
+        refused(site, &vec![1e300; channels], &["infinite"]);
+    }
+}
