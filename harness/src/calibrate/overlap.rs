@@ -7,6 +7,8 @@
 //! A run that recurs within the set counts once, where it stands first. So what every page repeats (a licence, a footer,
 //! a line of dots) weighs as one passage, however often it was drawn, while the evaluation text itself shares all it has.
 //!
+//! Tokens are compared, not words: the same article with other spacing or another markup is not found.
+//!
 //! # Reference
 //!
 //! own. Decontamination by shared n-grams is common (13 words in arXiv:2005.14165, 50 tokens in arXiv:2107.06499); the
