@@ -115,6 +115,17 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| TokenizerError::Decode(e.to_string()))
     }
 
+    /// Ids that stand for text, in ascending order: the vocabulary without special and added tokens.
+    pub fn ordinary(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = |id: &u32| added.contains_key(id) || Some(*id) == self.bos || Some(*id) == self.eos;
+        let mut ids: Vec<u32> = self.inner.get_vocab(false).into_values().collect();
+        ids.retain(|id| !special(id));
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
     /// Beginning of sequence.
     pub fn bos(&self) -> Option<u32> {
         self.bos

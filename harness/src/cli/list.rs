@@ -5,6 +5,7 @@ use models::Port;
 
 use crate::cli::{CliError, Options, Outcome, columns, print};
 use crate::data::corpus::{CORPORA, UDHR_LANGUAGES};
+use crate::data::generated::Generated;
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
 use crate::quantize::grid::CONVENTIONS;
 use crate::quantize::steps::{NAMES, Step};
@@ -81,7 +82,9 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
                 CORPORA.iter().map(|corpus| vec![corpus.name.to_string(), corpus.summary.to_string()]);
             let parallel =
                 |language| vec![format!("udhr/{language}"), "the Declaration of Human Rights".to_string()];
-            named.chain(UDHR_LANGUAGES.iter().map(parallel)).collect()
+            let generated =
+                Generated::ALL.map(|corpus| vec![corpus.name().to_string(), corpus.summary().to_string()]);
+            named.chain(UDHR_LANGUAGES.iter().map(parallel)).chain(generated).collect()
         }
         Registry::Keys => {
             experiment::keys().into_iter().map(|(block, keys)| vec![block, keys.join(", ")]).collect()

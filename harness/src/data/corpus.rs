@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use models::hub::{self, HubError, HubOptions};
 
 use super::document::{self, Form};
+use super::generated::Generated;
 use super::{CorpusRef, DATA_VARIABLE, data_dir};
 
 /// Languages of the parallel texts `udhr/<language>`, as the files of the UDHR project are called.
@@ -147,7 +148,7 @@ pub const CORPORA: [Corpus; 10] = [
     },
 ];
 
-/// The names that an experiment may use, parallel texts included.
+/// The names of texts that an experiment may use, parallel texts included; [`Generated`] corpora are no texts.
 pub fn list() -> Vec<String> {
     let udhr = UDHR_LANGUAGES.iter().map(|language| format!("udhr/{language}"));
     CORPORA.iter().map(|corpus| corpus.name.to_owned()).chain(udhr).collect()
@@ -244,6 +245,14 @@ pub enum CorpusError {
         name: String,
         /// The most similar registered name.
         nearest: Option<String>,
+    },
+    /// A corpus that is made of random numbers.
+    #[error(
+        "the corpus `{name}` is generated for calibration sets: it is no text, and nothing is measured on it"
+    )]
+    Generated {
+        /// The name.
+        name: String,
     },
     /// A registered corpus that is on none of its places.
     #[error(
@@ -359,8 +368,11 @@ pub fn load(corpus: &CorpusRef, options: &DataOptions) -> Result<Text, CorpusErr
 ///
 /// # Errors
 ///
-/// [`CorpusError::Unknown`] with the nearest name.
+/// [`CorpusError::Unknown`] with the nearest name, [`CorpusError::Generated`] for what is no text.
 pub fn find(name: &str) -> Result<(Corpus, Option<&str>), CorpusError> {
+    if Generated::find(name).is_some() {
+        return Err(CorpusError::Generated { name: name.to_owned() });
+    }
     if let Some(corpus) = CORPORA.iter().find(|corpus| corpus.name == name) {
         return Ok((*corpus, None));
     }

@@ -2,11 +2,14 @@
 
 pub mod corpus;
 pub mod document;
+pub mod generated;
 pub mod window;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use self::generated::Generated;
 
 /// The environment variable that names the data directory when `--data` does not.
 pub const DATA_VARIABLE: &str = "QUANTSCOPE_DATA";
@@ -66,6 +69,14 @@ pub enum CorpusRef {
 }
 
 impl CorpusRef {
+    /// The generated corpus of this name, which has no text to load.
+    pub fn generated(&self) -> Option<Generated> {
+        match self {
+            CorpusRef::Named(name) => Generated::find(name),
+            CorpusRef::File { .. } => None,
+        }
+    }
+
     /// A short, file-name-like form for metric ids: `wikitext2-test`, or a file's stem.
     pub fn label(&self) -> String {
         match self {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::source::{Block, Fault};
 use super::wire;
+use crate::data::generated::Generated;
 use crate::data::{CorpusRef, corpus};
 use crate::evaluate::metrics::perplexity::{self, Perplexity};
 use crate::names;
@@ -113,16 +114,27 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
     if limit == Some(0) {
         return Err(block.fault_of_key("`limit` must be at least 1; leave it out for every window".into()));
     }
-    let corpus = known_corpus(block, corpus)?;
+    if let Some(generated) = corpus.0.generated() {
+        let message = format!("corpus `{}` is no text: nothing is measured on it", generated.name());
+        return Err(block
+            .fault(block.place_of("corpus"), message)
+            .note("generated corpora are for calibration"));
+    }
+    let corpus = known_corpus(block, corpus, &[])?;
     Ok(Perplexity { protocol, corpus, length, bos, limit })
 }
 
-/// The corpus under the block's key `corpus`, whose name must be registered.
-pub(super) fn known_corpus(block: &Block<'_>, corpus: wire::Corpus) -> Result<CorpusRef, Box<Fault>> {
+/// The corpus under the block's key `corpus`, whose name must be registered; `generated` are known beside the texts.
+pub(super) fn known_corpus(
+    block: &Block<'_>,
+    corpus: wire::Corpus,
+    generated: &[Generated],
+) -> Result<CorpusRef, Box<Fault>> {
     if let CorpusRef::Named(name) = &corpus.0
         && corpus::find(name).is_err()
     {
-        let known = corpus::list();
+        let mut known = corpus::list();
+        known.extend(generated.iter().map(|generated| generated.name().to_string()));
         let near = names::hint(name, known.iter().map(String::as_str));
         let fault = block.fault(block.place_of("corpus"), format!("unknown corpus `{name}`{near}"));
         return Err(fault.note(format!("corpora: {}, or {{ path = \"…\" }}", known.join(", "))));

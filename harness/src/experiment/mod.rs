@@ -118,6 +118,10 @@ pub struct Calibration {
     pub sampler: Sampler,
     /// Where BOS stands.
     pub bos: BosPolicy,
+    /// Whether text may stand in more than one sample.
+    pub repeat: bool,
+    /// Whether the set may hold what is measured. Decides no sample, so it is no part of the description.
+    pub allow_overlap: bool,
 }
 
 /// How samples are drawn from a text.
@@ -127,7 +131,7 @@ pub enum Sampler {
     /// Windows at random places of the text, encoded once as one stream.
     #[default]
     Windows,
-    /// The beginnings of random documents that are long enough.
+    /// A window at a random place of each of as many random documents, of those that are long enough.
     Documents,
 }
 
@@ -270,13 +274,17 @@ impl Recipe {
 impl Calibration {
     /// All that decides the samples but the seed.
     pub fn description(&self) -> Value {
-        json!({
+        let mut description = json!({
             "corpus": corpus_description(&self.corpus),
             "samples": self.samples,
             "length": self.length,
             "sampler": self.sampler,
             "bos": self.bos,
-        })
+        });
+        if !self.repeat {
+            description["repeat"] = false.into();
+        }
+        description
     }
 }
 

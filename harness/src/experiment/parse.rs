@@ -12,6 +12,7 @@ use super::{
     ORIGINAL, Recipe, Warning, evaluation, recipe, wire,
 };
 use crate::data::CorpusRef;
+use crate::data::generated::Generated;
 use crate::names;
 
 type Checked<T> = Result<T, Box<Fault>>;
@@ -259,15 +260,19 @@ fn swept_recipes(
 }
 
 fn calibration(name: &str, block: &Block<'_>) -> Checked<Calibration> {
-    let wire::Calibration { corpus, samples, length, sampler, bos } = block.read()?;
+    let wire::Calibration { corpus, samples, length, sampler, bos, repeat, allow_overlap } = block.read()?;
     if samples == 0 {
         return Err(block.fault_of_key("`samples` must be at least 1".into()));
     }
     if length < 2 {
         return Err(block.fault_of_key(format!("`length` must be at least 2, not {length}")));
     }
-    let corpus = evaluation::known_corpus(block, corpus)?;
-    Ok(Calibration { name: name.to_string(), corpus, samples, length, sampler, bos })
+    let corpus = match corpus.0.generated() {
+        Some(_) => corpus.0,
+        None => evaluation::known_corpus(block, corpus, &Generated::ALL)?,
+    };
+    let name = name.to_string();
+    Ok(Calibration { name, corpus, samples, length, sampler, bos, repeat, allow_overlap })
 }
 
 fn seeds(sweep: &Block<'_>, listed: Option<Spanned<Vec<Spanned<u64>>>>) -> Checked<Vec<u64>> {

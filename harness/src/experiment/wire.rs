@@ -71,6 +71,10 @@ pub(super) struct Calibration {
     pub sampler: Sampler,
     #[serde(default = "tokenizer")]
     pub bos: BosPolicy,
+    #[serde(default = "yes")]
+    pub repeat: bool,
+    #[serde(default)]
+    pub allow_overlap: bool,
 }
 
 /// `[recipe.NAME]`
@@ -109,6 +113,11 @@ pub(super) struct Expect {
 /// The policy of every published number.
 fn tokenizer() -> BosPolicy {
     BosPolicy::Tokenizer
+}
+
+/// The published samplers do not look whether a text is long enough for all samples.
+fn yes() -> bool {
+    true
 }
 
 /// A corpus: its name, or `{ path = "…", field = "…" }`.

@@ -178,6 +178,8 @@ mod tests {
             length: 8,
             sampler: Sampler::Windows,
             bos: BosPolicy::None,
+            repeat: true,
+            allow_overlap: false,
         };
         experiment.calibrations = (0..calibrations).map(calibration).collect();
         experiment.seeds = (0..seeds as u64).collect();

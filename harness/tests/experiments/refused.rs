@@ -1,5 +1,8 @@
 //! What is refused, with which words and where they point.
 
+use harness::data::CorpusRef;
+use harness::experiment::Calibration;
+
 use crate::{parse, with};
 
 /// The message of the small experiment with one piece of text replaced.
@@ -258,4 +261,62 @@ fn steps_that_round_the_same_thing_are_refused() {
     assert_eq!(complaint(one, twice), "steps 1 and 2 both round the weights that read `down_in`");
     let apart = "steps = [{ step = \"weights\", bits = 8, sites = [\"o_in\"] }, { step = \"weights\", bits = 4, sites = [\"down_in\"] }]";
     assert_eq!(with(one, apart).unwrap().recipes[0].steps.len(), 2);
+}
+
+/// The only calibration set of the small experiment with a block of these keys.
+fn calibrated(keys: &str) -> Result<Calibration, String> {
+    let swept = "calibrations = [\"c\"]\nrecipes = [\"w8\"";
+    let text = include_str!("../fixtures/small.toml").replace("recipes = [\"w8\"", swept);
+    let experiment = parse(&format!("{text}\n[calibration.c]\n{keys}\n"))?;
+    Ok(experiment.calibrations.into_iter().next().unwrap())
+}
+
+#[test]
+fn generated_corpora_calibrate_and_measure_nothing() {
+    for name in ["nonsense", "random-tokens"] {
+        let set = calibrated(&format!("corpus = \"{name}\"\nsamples = 2\nlength = 8")).unwrap();
+        assert_eq!(set.corpus, CorpusRef::Named(name.into()));
+        let message = refused("\"builtin/stories-held-out\"", &format!("\"{name}\""));
+        assert!(
+            message.contains(&format!("corpus `{name}` is no text: nothing is measured on it")),
+            "{message}"
+        );
+    }
+    let message = calibrated("corpus = \"nonsens\"\nsamples = 2\nlength = 8").unwrap_err();
+    assert!(message.contains("unknown corpus `nonsens` (did you mean `nonsense`?)"), "{message}");
+    assert!(message.contains("random-tokens, or { path"), "{message}");
+}
+
+#[test]
+fn calibration_blocks_have_defaults_and_bounds() {
+    let keys = "corpus = \"c4\"\nsamples = 2\nlength = 8";
+    let set = calibrated(keys).unwrap();
+    let written = r#"{"corpus":"c4","samples":2,"length":8,"sampler":"windows","bos":"tokenizer"}"#;
+    assert_eq!(
+        (set.description().to_string().as_str(), set.repeat, set.allow_overlap),
+        (written, true, false)
+    );
+    // What is allowed decides no sample, so it is not part of what a cell is.
+    let allowed = calibrated(&format!("{keys}\nallow-overlap = true")).unwrap();
+    assert_eq!((allowed.allow_overlap, allowed.description()), (true, set.description()));
+    let once = calibrated(&format!("{keys}\nrepeat = false")).unwrap();
+    assert_eq!(once.description()["repeat"], false);
+    for (from, to, expected) in [
+        ("samples = 2", "samples = 0", "`samples` must be at least 1"),
+        ("length = 8", "length = 1", "`length` must be at least 2, not 1"),
+        (
+            "length = 8",
+            "length = 8\nallow_overlap = true",
+            "unknown key `allow_overlap` (did you mean `allow-overlap`?)",
+        ),
+        (
+            "length = 8",
+            "length = 8\nsampler = \"window\"",
+            "`sampler`: unknown word `window` (did you mean `windows`?)",
+        ),
+        ("\"c4\"", "\"c5\"", "unknown corpus `c5` (did you mean `c4`?)"),
+    ] {
+        let message = calibrated(&keys.replace(from, to)).unwrap_err();
+        assert!(message.lines().next().unwrap().ends_with(expected), "{message}");
+    }
 }
