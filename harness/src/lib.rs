@@ -3,6 +3,7 @@
 //! Modules stand in the order data flows through them; what each may know of the others is said in
 //! `docs/architecture.md` and tested in `tests/tidy.rs`.
 
+pub mod calibrate;
 pub mod cli;
 pub mod data;
 pub mod device;

@@ -201,7 +201,9 @@ impl Block {
         let [gate, up] = two(outputs);
         let gated = kernel::silu_times(gate, up);
         let down = one(tap.linears(Site::block(layer, Port::DownIn), gated, &self.down));
-        x + down
+        let x = x + down;
+        tap.residual(layer, &x);
+        x
     }
 }
 

@@ -120,6 +120,14 @@ pub trait Tap {
         let _ = site;
         x
     }
+
+    /// The residual stream after block `layer`, to be looked at.
+    ///
+    /// # Shapes
+    /// `[sequences, tokens, hidden]`
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        let _ = (layer, x);
+    }
 }
 
 /// The model as it is.
