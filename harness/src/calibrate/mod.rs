@@ -1,7 +1,21 @@
 //! Calibration: what is learnt from text before a recipe changes a model.
 //!
-//! A calibration set is drawn once from its text, its tokenizer and a seed ([`set`]), and refused where it overlaps what
-//! is measured ([`overlap`]).
+//! | module | holds |
+//! |---|---|
+//! | [`set`] | calibration sets: drawn once from a text, a tokenizer and a seed |
+//! | [`overlap`] | refusing a set that overlaps what is measured |
+//! | [`observe`] | the tap that collects statistics, and the floating-point pass over a set |
+//! | [`statistics`] | what is known of the activation of one site, and of all of them; merging |
+//! | [`histogram`] | log-binned counts of magnitudes |
+//! | [`moment`] | second moments, on demand |
+//!
+//! One pass gives everything that was asked for. Every number but the second moment is exact under any order of samples
+//! and any split into batches: counts, extremes and per-sequence values do not depend on order, and sums are kept as
+//! integers.
 
+pub mod histogram;
+pub mod moment;
+pub mod observe;
 pub mod overlap;
 pub mod set;
+pub mod statistics;
