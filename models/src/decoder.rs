@@ -176,6 +176,19 @@ impl Decoder {
         }
     }
 
+    /// Attention of block `layer` on what q, k and v give, behind [`Decoder::prefix`], as the forward pass computes it
+    /// without a tap: for methods that weigh their errors behind it.
+    ///
+    /// # Shapes
+    /// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result
+    /// has `q`'s shape.
+    pub fn attend(&mut self, layer: usize, [q, k, v]: [Tensor<3>; 3]) -> Tensor<3> {
+        let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
+        self.rope.reach(past.map_or(0, Cache::tokens) + q.dims()[1]);
+        let past = past.map(|past| &past.blocks()[layer]);
+        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, &mut Off).0
+    }
+
     /// The pass itself; `kept` gets every block's keys and values of past and tokens.
     fn run(
         &self,

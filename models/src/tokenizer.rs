@@ -115,6 +115,11 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| TokenizerError::Decode(e.to_string()))
     }
 
+    /// The id of a vocabulary entry by its own spelling, such as `<s>` or `▁the`.
+    pub fn id_of(&self, piece: &str) -> Option<u32> {
+        self.inner.token_to_id(piece)
+    }
+
     /// Ids that stand for text, in ascending order: the vocabulary without special and added tokens.
     pub fn ordinary(&self) -> Vec<u32> {
         let added = self.inner.get_added_tokens_decoder();

@@ -8,7 +8,7 @@ use crate::data::corpus::{CORPORA, UDHR_LANGUAGES};
 use crate::data::generated::Generated;
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
 use crate::quantize::grid::CONVENTIONS;
-use crate::quantize::steps::{NAMES, Step};
+use crate::quantize::steps::{STEPS, Step};
 
 /// List the registered steps, metrics, conventions, models, corpora or experiment keys.
 ///
@@ -57,7 +57,13 @@ pub fn run(args: &ListArgs) -> Result<Outcome, CliError> {
 
 fn rows(what: Registry) -> Vec<Vec<String>> {
     match what {
-        Registry::Steps => NAMES.iter().map(|name| vec![name.to_string(), about(Step::page(name))]).collect(),
+        Registry::Steps => {
+            let row = |(step, method): &(&str, Option<&str>)| {
+                let page = Step::page(method.unwrap_or(step));
+                vec![step.to_string(), method.unwrap_or("-").to_string(), about(page)]
+            };
+            STEPS.iter().map(row).collect()
+        }
         Registry::Metrics => {
             METRICS.iter().map(|name| vec![name.to_string(), about(metric_page(name))]).collect()
         }

@@ -99,6 +99,14 @@ pub enum CliError {
         /// All names.
         names: String,
     },
+    /// A step whose page is that of its methods.
+    #[error("the step `{step}` has several methods, each with a page of its own: {methods}")]
+    SeveralMethods {
+        /// The step.
+        step: String,
+        /// Its methods.
+        methods: String,
+    },
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 
 use crate::cli::{CliError, Options, Outcome, columns, load, print};
+use crate::data::corpus::DataOptions;
 use crate::experiment::{Evaluation, Experiment, ModelSource};
 use crate::plan::Plan;
 use crate::run::survey::{self, Model, State, Survey};
@@ -47,7 +48,10 @@ pub fn run(args: &PlanArgs) -> Result<Outcome, CliError> {
 /// A store that cannot be read.
 pub fn survey(experiment: &Experiment, plan: &Plan, options: &Options) -> Result<Survey, CliError> {
     let models = ModelOptions { folder: options.models_dir(), offline: true };
-    Ok(survey::survey(plan, &models, &options.store_of(&experiment.name)).map_err(RunError::from)?)
+    let base = experiment.file.parent().map(PathBuf::from).unwrap_or_default();
+    let data = DataOptions::new(options.data_dir(), base, true);
+    let store = options.store_of(&experiment.name);
+    Ok(survey::survey(plan, &models, &data, &store).map_err(RunError::from)?)
 }
 
 /// The plan as text: a table of cells, what is measured of each, and what the models are.

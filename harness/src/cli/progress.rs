@@ -85,6 +85,11 @@ impl Observer for Progress {
                     bar.set_length(1);
                 }
             }
+            Event::Calibrating { samples } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("calibrating on {samples} samples"));
+                }
+            }
             Event::Progress { done, total } => {
                 if let Some(bar) = &self.bar {
                     bar.set_length(total as u64);

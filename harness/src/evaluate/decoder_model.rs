@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use models::kernel::on_host;
-use models::{Decoder, Tap, simd, token_tensor};
+use models::{Decoder, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::{EvaluateError, LanguageModel};
@@ -19,6 +19,8 @@ const LOGITS_AT_ONCE: usize = 32 << 20;
 pub struct DecoderModel<'a> {
     decoder: &'a mut Decoder,
     tap: &'a mut dyn Tap,
+    /// BOS, whose place a prefix takes.
+    start: Option<u32>,
     /// Time in forward passes, scoring included.
     pub forward: Duration,
     /// Tokens that went through them.
@@ -26,9 +28,48 @@ pub struct DecoderModel<'a> {
 }
 
 impl<'a> DecoderModel<'a> {
-    /// A model from its parts.
-    pub fn new(decoder: &'a mut Decoder, tap: &'a mut dyn Tap) -> Self {
-        Self { decoder, tap, forward: Duration::ZERO, tokens: 0 }
+    /// A model from its parts. Where the decoder has a prefix, a sequence that begins with `start`, BOS, is fed without
+    /// it: the token behind it is predicted from the prefix, so that the same tokens are scored with and without one.
+    pub fn new(decoder: &'a mut Decoder, tap: &'a mut dyn Tap, start: Option<u32>) -> Self {
+        Self { decoder, tap, start, forward: Duration::ZERO, tokens: 0 }
+    }
+
+    /// Whether the first token of a sequence is not fed, because the prefix stands in its place.
+    fn drops_first(&self, sequence: &[u32]) -> bool {
+        self.decoder.prefix.is_some() && self.start.is_some() && sequence.first().copied() == self.start
+    }
+
+    /// ln p of a token right behind the prefix. No position of a prefix is ever rounded.
+    fn behind_prefix(&mut self, token: u32) -> f32 {
+        let last = self.decoder.prefix.as_ref().expect("only asked for behind a prefix").last.clone();
+        let logits = self.decoder.logits(last, &mut Off);
+        let vocabulary = logits.dims()[2];
+        target_log_likelihoods(logits.reshape([1, vocabulary]), &[token])[0]
+    }
+
+    /// As [`LanguageModel::log_likelihoods`], of sequences as they are fed.
+    fn score(&mut self, sequences: &[&[u32]]) -> Vec<Vec<f32>> {
+        let device = self.decoder.device();
+        let length = sequences.first().map_or(0, |s| s.len());
+        let hidden = self.decoder.hidden(token_tensor(sequences, &device), self.tap);
+        let width = hidden.dims()[2];
+        let scored = length.saturating_sub(1);
+        let mut result = Vec::with_capacity(sequences.len());
+        let rows = (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1);
+        for (index, sequence) in sequences.iter().enumerate() {
+            let mut scores = Vec::with_capacity(scored);
+            for from in (0..scored).step_by(rows) {
+                let count = rows.min(scored - from);
+                let slice = hidden.clone().slice([index..index + 1, from..from + count, 0..width]);
+                let logits = self.decoder.logits(slice, self.tap);
+                let vocabulary = logits.dims()[2];
+                let logits = logits.reshape([count, vocabulary]);
+                scores.extend(target_log_likelihoods(logits, &sequence[from + 1..from + 1 + count]));
+            }
+            result.push(scores);
+        }
+        self.tokens += (length * sequences.len()) as u64;
+        result
     }
 
     /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.
@@ -49,28 +90,28 @@ fn batch_of(length: usize) -> usize {
 
 impl LanguageModel for DecoderModel<'_> {
     fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
-        let start = Instant::now();
-        let device = self.decoder.device();
-        let length = sequences.first().map_or(0, |s| s.len());
-        let hidden = self.decoder.hidden(token_tensor(sequences, &device), self.tap);
-        let width = hidden.dims()[2];
-        let scored = length.saturating_sub(1);
-        let mut result = Vec::with_capacity(sequences.len());
-        let rows = (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1);
-        for (index, sequence) in sequences.iter().enumerate() {
-            let mut scores = Vec::with_capacity(scored);
-            for from in (0..scored).step_by(rows) {
-                let count = rows.min(scored - from);
-                let slice = hidden.clone().slice([index..index + 1, from..from + count, 0..width]);
-                let logits = self.decoder.logits(slice, self.tap);
-                let vocabulary = logits.dims()[2];
-                let logits = logits.reshape([count, vocabulary]);
-                scores.extend(target_log_likelihoods(logits, &sequence[from + 1..from + 1 + count]));
+        let begun = Instant::now();
+        let dropped = sequences.iter().filter(|sequence| self.drops_first(sequence)).count();
+        let result = if dropped == 0 {
+            self.score(sequences)
+        } else if dropped < sequences.len() {
+            // Only the first window of a stream begins with the tokenizer's own BOS.
+            let mut result = Vec::with_capacity(sequences.len());
+            for sequence in sequences {
+                result.extend(self.log_likelihoods(&[sequence])?);
             }
-            result.push(scores);
-        }
-        self.forward += start.elapsed();
-        self.tokens += (length * sequences.len()) as u64;
+            return Ok(result);
+        } else {
+            let fed: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence[1..]).collect();
+            let mut result = self.score(&fed);
+            for (scores, fed) in result.iter_mut().zip(&fed) {
+                if let Some(&first) = fed.first() {
+                    scores.insert(0, self.behind_prefix(first));
+                }
+            }
+            result
+        };
+        self.forward += begun.elapsed();
         Ok(result)
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::source::{Block, Fault};
 use super::wire;
 use crate::data::generated::Generated;
-use crate::data::{CorpusRef, corpus};
+use crate::data::{BosPolicy, CorpusRef, corpus};
 use crate::evaluate::metrics::perplexity::{self, Perplexity};
 use crate::names;
 
@@ -45,6 +45,15 @@ impl Evaluation {
     pub fn length(&self) -> usize {
         match self {
             Evaluation::Perplexity(perplexity) => perplexity.length,
+        }
+    }
+
+    /// Tokens of the longest sequence that it passes through a model behind a prefix, which takes the place of BOS.
+    pub fn length_behind_prefix(&self) -> usize {
+        match self {
+            Evaluation::Perplexity(perplexity) => {
+                perplexity.length - usize::from(perplexity.bos == BosPolicy::Every)
+            }
         }
     }
 

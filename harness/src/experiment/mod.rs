@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::data::{BosPolicy, CorpusRef};
 use crate::names::glob;
-use crate::quantize::steps::Step;
+use crate::quantize::steps::{Stage, Step};
+use crate::record::Reading;
 
 mod evaluation;
 mod parse;
@@ -122,6 +123,27 @@ pub struct Calibration {
     pub repeat: bool,
     /// Whether the set may hold what is measured. Decides no sample, so it is no part of the description.
     pub allow_overlap: bool,
+}
+
+/// Puts before every recipe with a prefix the original behind the same prefix, once, where no recipe says that already.
+fn with_references(recipes: Vec<Recipe>) -> Vec<Recipe> {
+    let mut all: Vec<Recipe> = Vec::new();
+    for recipe in &recipes {
+        if let Some(mut reference) = recipe.reference() {
+            let known = recipes.iter().chain(&all).any(|other| other.steps == reference.steps);
+            let plain = reference.name.clone();
+            let mut n = 1;
+            while recipes.iter().chain(&all).any(|other| other.name == reference.name) {
+                n += 1;
+                reference.name = format!("{plain}-{n}");
+            }
+            if !known {
+                all.push(reference);
+            }
+        }
+        all.push(recipe.clone());
+    }
+    all
 }
 
 /// How samples are drawn from a text.
@@ -258,6 +280,28 @@ impl Recipe {
     /// The recipe without steps.
     pub fn original() -> Self {
         Self::new(ORIGINAL, Vec::new())
+    }
+
+    /// The original behind a recipe's prefix: what the recipe is to be compared with, beside the original. `None` for a
+    /// recipe that has no prefix, or nothing else.
+    fn reference(&self) -> Option<Self> {
+        let prefix = self.steps.first().filter(|step| step.method().stage() == Stage::Prefix)?;
+        let name = format!("{ORIGINAL}+{}", prefix.method_name().unwrap_or(prefix.name()));
+        (self.steps.len() > 1).then(|| Self::new(name, vec![prefix.clone()]))
+    }
+
+    /// Whether it is the original behind a prefix.
+    pub fn is_reference(&self) -> bool {
+        matches!(&self.steps[..], [step] if step.method().stage() == Stage::Prefix)
+    }
+
+    /// The state of the model after all its steps.
+    pub fn reading(&self) -> Reading {
+        match self.steps.iter().any(|step| step.method().stage() > Stage::Keep) {
+            true => Reading::Quantized,
+            false if self.steps.is_empty() => Reading::Original,
+            false => Reading::Transformed,
+        }
     }
 
     /// Whether it is the recipe without steps.

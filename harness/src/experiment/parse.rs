@@ -42,6 +42,7 @@ pub(super) fn experiment(text: &str, file: &Path) -> Checked<Experiment> {
         return Err(sweep.fault(sweep.span.clone(), message));
     }
 
+    let recipes = super::with_references(recipes);
     let mut experiment = Experiment {
         name: file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
         file: file.to_path_buf(),

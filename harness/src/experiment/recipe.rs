@@ -3,7 +3,7 @@
 use super::source::{Block, Fault};
 use super::{Recipe, Warning, wire};
 use crate::names;
-use crate::quantize::steps::{NAMES, Order, Stage, Step};
+use crate::quantize::steps::{self, Order, Stage, Step};
 
 /// Reads the recipe called `name`; what is possible and doubtful goes to `warnings`.
 pub(super) fn read(name: &str, block: &Block<'_>, warnings: &mut Vec<Warning>) -> Result<Recipe, Box<Fault>> {
@@ -21,20 +21,43 @@ pub(super) fn read(name: &str, block: &Block<'_>, warnings: &mut Vec<Warning>) -
 
 fn read_step(block: &Block<'_>) -> Result<Step, Box<Fault>> {
     let mut keys = block.clone();
+    let names = steps::names();
     let Some((name, place)) = keys.take_word("step")? else {
         let fault = block.fault(block.span.clone(), "the key `step` is missing");
-        return Err(fault.note(format!("steps: {}", NAMES.join(", "))));
+        return Err(fault.note(format!("steps: {}", names.join(", "))));
     };
-    let read = |deserializer| Step::read(&name, deserializer).transpose();
-    let Some(step) = keys.read_with(read)? else {
-        let near = names::hint(&name, NAMES.iter().copied());
+    if !names.contains(&name.as_str()) {
+        let near = names::hint(&name, names.iter().copied());
         let fault = block.fault(place, format!("unknown step `{name}`{near}"));
-        return Err(fault.note(format!("steps: {}", NAMES.join(", "))));
-    };
+        return Err(fault.note(format!("steps: {}", names.join(", "))));
+    }
+    let method = read_method(&name, &mut keys)?;
+    let read = |deserializer| Step::read(&name, method.as_deref(), deserializer).transpose();
+    let step = keys.read_with(read)?.expect("the step and its method are registered");
     step.method().check().map_err(|message| {
-        block.fault_of_key(message).note(format!("`quantscope explain {name}` describes the step"))
+        block
+            .fault_of_key(message)
+            .note(format!("`quantscope explain {}` describes the step", method.as_deref().unwrap_or(&name)))
     })?;
     Ok(step.resolved())
+}
+
+/// Takes the key `method` of a step that has several.
+fn read_method(step: &str, keys: &mut Block<'_>) -> Result<Option<String>, Box<Fault>> {
+    let methods = steps::methods(step);
+    if methods.is_empty() {
+        return Ok(None);
+    }
+    let listing = format!("methods of `{step}`: {}", methods.join(", "));
+    let span = keys.span.clone();
+    let Some((method, place)) = keys.take_word("method")? else {
+        return Err(keys.fault(span, "the key `method` is missing").note(listing));
+    };
+    if !methods.contains(&method.as_str()) {
+        let near = names::hint(&method, methods.iter().copied());
+        return Err(keys.fault(place, format!("`{step}` has no method `{method}`{near}")).note(listing));
+    }
+    Ok(Some(method))
 }
 
 fn check_order(

@@ -169,9 +169,14 @@ pub(super) fn keys() -> Vec<(String, Vec<&'static str>)> {
         ("`[[evaluate]]`, metric `perplexity`".to_string(), [&["metric"], &of::<Perplexity>()[..]].concat()),
         ("`[[expect]]`".to_string(), of::<Expect>()),
     ];
-    for name in steps::NAMES {
-        let keys = fields(|capture| Step::read(name, capture).and_then(Result::err));
-        blocks.push((format!("step `{name}`"), [&["step"], &keys[..]].concat()));
+    for (name, method) in steps::STEPS {
+        let keys = fields(|capture| Step::read(name, *method, capture).and_then(Result::err));
+        blocks.push(match method {
+            Some(method) => {
+                (format!("step `{name}`, method `{method}`"), [&["step", "method"], &keys[..]].concat())
+            }
+            None => (format!("step `{name}`"), [&["step"], &keys[..]].concat()),
+        });
     }
     blocks
 }

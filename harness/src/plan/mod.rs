@@ -7,6 +7,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::data::BosPolicy;
 use crate::experiment::{Calibration, Evaluation, Experiment, Model, Recipe};
 use crate::record::canonical_hash;
 
@@ -119,6 +120,13 @@ impl Cell {
     /// Tokens of the longest sequence that its evaluations pass through the model.
     pub fn longest(&self) -> usize {
         self.evaluations.iter().map(Evaluation::length).max().unwrap_or(1)
+    }
+
+    /// Tokens of the longest sequence that is fed behind a prefix, which takes the place of BOS.
+    pub fn longest_behind_prefix(&self) -> usize {
+        let evaluated = self.evaluations.iter().map(Evaluation::length_behind_prefix);
+        let calibrated = self.calibration.iter().map(|c| c.length - usize::from(c.bos == BosPolicy::Every));
+        evaluated.chain(calibrated).max().unwrap_or(1)
     }
 
     /// The cell's names.

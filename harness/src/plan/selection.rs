@@ -8,7 +8,8 @@ use crate::names::{glob, hint};
 pub struct Selection {
     /// On model labels.
     pub models: Globs,
-    /// On recipe names. `original` stays unless it is dropped by its name, so that there is something to compare with.
+    /// On recipe names. `original`, also behind the prefix of a selected recipe, stays unless it is dropped by its name, so
+    /// that there is something to compare with.
     pub recipes: Globs,
     /// On calibration sets' names. A cell without one stays.
     pub calibrations: Globs,
@@ -54,9 +55,13 @@ impl Selection {
     /// Where a glob matches nothing, or nothing is left.
     pub fn apply(&self, mut plan: Plan) -> Result<Plan, SelectionError> {
         self.check(&plan)?;
+        let selected = plan.cells.iter().filter(|cell| self.recipes.selects(&cell.recipe.name));
+        let prefixes: Vec<_> = selected.filter_map(|cell| cell.recipe.steps.first().cloned()).collect();
         plan.cells.retain(|cell| {
             let names = cell.names();
-            let recipe = match cell.recipe.is_original() {
+            let compared = cell.recipe.is_original()
+                || cell.recipe.is_reference() && cell.recipe.steps.iter().all(|step| prefixes.contains(step));
+            let recipe = match compared {
                 true => !self.recipes.drops(names.recipe),
                 false => self.recipes.selects(names.recipe),
             };

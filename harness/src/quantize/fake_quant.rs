@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use burn::tensor::Tensor;
 use models::{Group, Site, Tap};
 
-use crate::quantize::grid::{Granularity, Grid};
+use crate::quantize::grid::{Granularity, Grid, Scale};
 use crate::quantize::rounding;
 
 /// How the activation of one site is rounded.
@@ -17,20 +17,42 @@ pub struct ActivationRule {
     pub granularity: Granularity,
     /// Factor on the range before the scale is chosen.
     pub clip: f32,
+    /// Where the scale comes from.
+    pub scale: ScaleSource,
+}
+
+/// Where an activation's scale comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ScaleSource {
+    /// The values themselves, at every forward pass.
+    Dynamic,
+    /// A calibration set, once.
+    Static(Scale),
+}
+
+/// What a `keep` step leaves in floating point at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kept {
+    /// The activation; the weights that read it are rounded.
+    Activation,
+    /// The activation and the weights that read it.
+    ActivationAndWeights,
 }
 
 /// Rounds what linears read. Weights were rounded in place before.
 #[derive(Clone, Debug, Default)]
 pub struct FakeQuant {
-    /// By site; `None` leaves the activation as it is.
-    pub rules: HashMap<Site, Option<ActivationRule>>,
+    /// By site; none leaves the activation as it is.
+    pub rules: HashMap<Site, ActivationRule>,
+    /// What `keep` steps have exempted.
+    pub kept: HashMap<Site, Kept>,
 }
 
 impl Tap for FakeQuant {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         match self.rules.get(&site) {
-            Some(Some(rule)) => group.forward(rounding::round_activation(x, rule)),
-            _ => group.forward(x),
+            Some(rule) => group.forward(rounding::round_activation(x, rule)),
+            None => group.forward(x),
         }
     }
 }

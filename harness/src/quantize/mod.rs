@@ -8,13 +8,17 @@
 //! | [`admissible`] | what a step may say: the checks that steps share |
 //! | [`steps`] | one file per step of a recipe |
 
-use models::{Decoder, Group, Port, Site};
-use serde_json::{Map, Value};
+use std::rc::Rc;
 
-use crate::quantize::fake_quant::{ActivationRule, FakeQuant};
+use models::{Decoder, Group, Port, RescaleError, Site};
+use serde_json::{Map, Value, json};
+
+use crate::calibrate::statistics::Statistics;
+use crate::quantize::fake_quant::{ActivationRule, FakeQuant, Kept};
 use crate::quantize::steps::{Stage, Step};
 
 pub mod admissible;
+pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
 pub mod rounding;
@@ -28,6 +32,83 @@ pub struct GroupInFlight<'a> {
     pub group: &'a mut Group,
     /// How the activation is rounded before they read it; `None` for not at all.
     pub activation: &'a mut Option<ActivationRule>,
+    /// What an earlier `keep` step has exempted.
+    pub kept: Option<Kept>,
+}
+
+/// A model as the steps of a recipe pass over it, and what a step may ask of its surroundings.
+pub struct ModelInFlight<'a> {
+    /// The decoder as the earlier steps left it.
+    pub decoder: &'a mut Decoder,
+    /// What will execute the recipe.
+    pub tap: &'a mut FakeQuant,
+    /// Statistics of the original, where the step asks for them.
+    pub original: Option<Rc<Statistics>>,
+    /// Statistics of the model as it is now, where the step asks for them.
+    pub present: Option<Rc<Statistics>>,
+    /// Samples, words and seed.
+    pub calibrator: &'a mut dyn Calibrator,
+    /// The transforms that made the decoder what it is.
+    pub state: &'a [Step],
+    /// The steps that follow.
+    pub after: &'a [Step],
+}
+
+/// What a step may ask of its surroundings.
+pub trait Calibrator {
+    /// The samples of the calibration set; empty where the recipe needs none.
+    fn samples(&self) -> &[Vec<u32>];
+
+    /// Statistics of a floating-point pass of the samples through `decoder`, which `state`, function-preserving steps
+    /// and prefixes, has made of the original. May remember them: equal state, equal statistics.
+    ///
+    /// # Errors
+    /// Where the pass fails or the user stops it.
+    fn statistics(&mut self, decoder: &mut Decoder, state: &[Step]) -> Result<Rc<Statistics>, StepError>;
+
+    /// The token that begins a sequence: BOS, or EOS where there is only that.
+    fn start(&self) -> Option<u32>;
+
+    /// The id of a text that is exactly one token.
+    fn token(&self, text: &str) -> Option<u32>;
+
+    /// A token's text, for people.
+    fn text(&self, token: u32) -> String;
+
+    /// Ids that stand for text, ascending: no BOS, EOS, padding or their kin.
+    fn ordinary(&self) -> Vec<u32>;
+
+    /// The seed of the cell.
+    fn seed(&self) -> u64;
+
+    /// Tells how far a step is; false where the user wants to stop.
+    fn progress(&mut self, done: usize, total: usize) -> bool;
+}
+
+/// Which statistics a step reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StatisticsNeed {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those of the original, whatever earlier steps have made of it.
+    Original,
+    /// Those of the model as the earlier steps left it, behind its prefix.
+    Present,
+}
+
+/// What is known of a model before its weights are read.
+pub struct ModelFacts<'a> {
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+    /// Longest sequence, in tokens.
+    pub context: usize,
+    /// Longest sequence that will be fed behind a prefix, which takes the place of BOS, in tokens.
+    pub longest: usize,
+    /// The token that begins a sequence.
+    pub start: Option<u32>,
+    /// The id of a text that is exactly one token.
+    pub token: &'a dyn Fn(&str) -> Option<u32>,
 }
 
 /// What a step does, besides its keys: see [`steps`] for the registry.
@@ -44,9 +125,14 @@ pub trait Method {
     /// What the step has for itself, in words: a second step of the recipe with the same claim is a mistake.
     fn claims(&self) -> Vec<String>;
 
+    /// Which statistics it reads.
+    fn statistics(&self) -> StatisticsNeed {
+        StatisticsNeed::Nothing
+    }
+
     /// Whether a calibration set decides what the step does.
     fn needs_calibration(&self) -> bool {
-        false
+        self.statistics() != StatisticsNeed::Nothing
     }
 
     /// Whether the step draws random numbers of its own; the calibration set is drawn by seed in any case.
@@ -59,20 +145,59 @@ pub trait Method {
         false
     }
 
-    /// Acts on the whole model before its groups are visited.
+    /// Whether it rounds weights, after which no statistic of the floating-point model can be taken.
+    fn rounds_weights(&self) -> bool {
+        false
+    }
+
+    /// Refuses a model that the step cannot act on, as far as that is known before its weights are read.
     ///
     /// # Errors
-    /// Where the model's shape does not allow it.
-    fn prepare(&self, decoder: &mut Decoder) -> Result<(), StepError> {
-        let _ = decoder;
+    /// Why not.
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        let _ = facts;
         Ok(())
     }
 
-    /// Acts on one group.
+    /// Acts on the whole model, and reports what was fitted: by default on one group after another.
+    ///
+    /// # Errors
+    /// Where the model's shape does not allow it, or what it needs fails.
+    fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        each_group(model, |flight| self.apply(flight))
+    }
+
+    /// Acts on one group; says whether it changed anything.
     ///
     /// # Errors
     /// Where the group's shape does not allow it.
-    fn apply(&self, group: &mut GroupInFlight) -> Result<(), StepError>;
+    fn apply(&self, group: &mut GroupInFlight) -> Result<bool, StepError> {
+        let _ = group;
+        Ok(false)
+    }
+}
+
+/// Visits every group in the order of the forward pass; reports how many `act` has changed.
+///
+/// # Errors
+/// The first of `act`.
+pub fn each_group(
+    model: &mut ModelInFlight,
+    mut act: impl FnMut(&mut GroupInFlight) -> Result<bool, StepError>,
+) -> Result<Map<String, Value>, StepError> {
+    let mut groups = 0u64;
+    for (site, group) in model.decoder.groups_mut() {
+        let mut activation = model.tap.rules.remove(&site);
+        let kept = model.tap.kept.get(&site).copied();
+        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept });
+        if let Some(rule) = activation {
+            model.tap.rules.insert(site, rule);
+        }
+        groups += u64::from(changed?);
+    }
+    let mut report = Map::new();
+    report.insert("groups".into(), groups.into());
+    Ok(report)
 }
 
 /// A step that cannot be carried out on a model.
@@ -92,6 +217,68 @@ pub enum StepError {
         /// The largest divisor not above `group`.
         example: usize,
     },
+    /// A transform that changes what the model computes.
+    #[error(
+        "the transformed, unquantized model does not compute what the original does: logits differ by up to {difference:.3e}, \
+         {relative:.1e} of the largest, where {tolerance:.0e} is allowed; the step's scales are too extreme for f32, or it \
+         has a fault: leave it out, or make it milder"
+    )]
+    NotEquivalent {
+        /// Largest absolute difference of a logit.
+        difference: f64,
+        /// The same as a share of the largest logit.
+        relative: f64,
+        /// What is allowed.
+        tolerance: f64,
+    },
+    /// A site that cannot be rescaled as asked.
+    #[error(transparent)]
+    Rescale(#[from] RescaleError),
+    /// Statistics that cannot be had, or say nothing.
+    #[error("{0}")]
+    Statistics(String),
+    /// A prefix token that the model does not have.
+    #[error("prefix token {token} is not in the vocabulary, whose ids are 0 to {last}")]
+    Vocabulary {
+        /// The id.
+        token: u32,
+        /// The largest id.
+        last: usize,
+    },
+    /// A word that is not exactly one token.
+    #[error(
+        "`{word}` is not exactly one token of this model: give a token's id, or a text that encodes to one token"
+    )]
+    Word {
+        /// As the recipe has it.
+        word: String,
+    },
+    /// A tokenizer without a token that begins a sequence.
+    #[error(
+        "this prefix begins with BOS, and the tokenizer has neither a BOS nor an EOS token: use method = \"tokens\", or \
+         leave BOS out with bos = false"
+    )]
+    NoStart,
+    /// A prefix and a sequence that are longer than the context.
+    #[error(
+        "a prefix of {prefix} tokens leaves no room for sequences of {longest} tokens in a context of {context}: shorten \
+         the prefix, or the evaluation's and calibration's `length` to at most {}",
+        context.saturating_sub(*prefix)
+    )]
+    NoRoom {
+        /// Tokens of the prefix.
+        prefix: usize,
+        /// Tokens of the longest sequence.
+        longest: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// Too little of something that the step needs.
+    #[error("{0}")]
+    TooLittle(String),
+    /// The user stopped it.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl StepError {
@@ -106,30 +293,76 @@ impl StepError {
 
 /// Applies a recipe to a decoder in place.
 ///
-/// Returns the tap that executes it, and what each step reports, keyed `<index>.<step>`.
+/// Returns the tap that executes it, and what each step reports, keyed `<place>.<step>`. Grids are fitted before any
+/// weight is rounded: statistics are those of the floating-point model. Every function-preserving step passes the
+/// [equivalence gate](equivalence).
 ///
 /// # Errors
 /// The first step that cannot be carried out, with its key.
 pub fn apply(
     steps: &[Step],
     decoder: &mut Decoder,
+    calibrator: &mut dyn Calibrator,
 ) -> Result<(FakeQuant, Map<String, Value>), (String, StepError)> {
     let mut tap = FakeQuant::default();
-    let mut fitted = Map::new();
-    for (index, step) in steps.iter().enumerate() {
-        let key = format!("{index}.{}", step.name());
-        let method = step.method();
-        method.prepare(decoder).map_err(|e| (key.clone(), e))?;
-        let mut groups = 0u64;
-        for (site, group) in decoder.groups_mut() {
-            let rule = tap.rules.entry(site).or_default();
-            let mut flight = GroupInFlight { site, group, activation: rule };
-            method.apply(&mut flight).map_err(|e| (key.clone(), e))?;
-            groups += 1;
-        }
-        fitted.insert(key, serde_json::json!({ "groups": groups }));
-    }
+    let fitted = apply_after(&[], steps, decoder, &mut tap, calibrator)?;
     Ok((tap, fitted))
+}
+
+/// As [`apply`], where `before` has been applied already.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_after(
+    before: &[Step],
+    steps: &[Step],
+    decoder: &mut Decoder,
+    tap: &mut FakeQuant,
+    calibrator: &mut dyn Calibrator,
+) -> Result<Map<String, Value>, (String, StepError)> {
+    let mut reports = vec![Map::new(); steps.len()];
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    order.sort_by_key(|&index| steps[index].method().rounds_weights());
+    let key = |index: usize| format!("{}.{}", before.len() + index, steps[index].name());
+
+    let mut original = None;
+    let wants_original = steps.iter().position(|s| s.method().statistics() == StatisticsNeed::Original);
+    if let (Some(index), true) = (wants_original, before.is_empty()) {
+        original = Some(calibrator.statistics(decoder, &[]).map_err(|e| (key(index), e))?);
+    }
+    let mut state: Vec<Step> =
+        before.iter().filter(|step| step.method().stage() < Stage::Keep).cloned().collect();
+    let mut reference = None;
+    for index in order {
+        let step = &steps[index];
+        let method = step.method();
+        let failed = |e| (key(index), e);
+        let present = match method.statistics() {
+            StatisticsNeed::Present => Some(calibrator.statistics(decoder, &state).map_err(failed)?),
+            _ => None,
+        };
+        if method.preserves_function() && reference.is_none() {
+            reference = Some(equivalence::Reference::of(decoder, calibrator.start()));
+        }
+        let mut model = ModelInFlight {
+            decoder,
+            tap,
+            original: original.clone(),
+            present,
+            calibrator,
+            state: &state,
+            after: &steps[index + 1..],
+        };
+        reports[index] = method.act(&mut model).map_err(failed)?;
+        if let (true, Some(reference)) = (method.preserves_function(), &reference) {
+            let equivalence = reference.compare(decoder).map_err(failed)?;
+            reports[index].insert("equivalence".into(), equivalence);
+        }
+        if method.stage() < Stage::Keep {
+            state.push(step.clone());
+        }
+    }
+    Ok(reports.into_iter().enumerate().map(|(index, report)| (key(index), json!(report))).collect())
 }
 
 /// Whether a step acts at a port: the ports it lists, by default every one with linears but the head's.

@@ -9,7 +9,7 @@ use models::per_processor;
 use rayon::prelude::*;
 
 use crate::quantize::StepError;
-use crate::quantize::fake_quant::ActivationRule;
+use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
 
 /// Values per parallel task.
@@ -119,6 +119,9 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
             n
         }
     };
+    if let ScaleSource::Static(scale) = rule.scale {
+        return round_with_static(x, rule.grid, scale);
+    }
     if on_host(&x.device()) {
         return change_in_place(x, |values| match rule.granularity {
             Granularity::Tensor => {
@@ -131,6 +134,18 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
     }
     let runs = sequences * tokens * channels / width;
     round_on_device(x.reshape([runs, width]), rule.grid, rule.clip).reshape([sequences, tokens, channels])
+}
+
+/// Rounds every value of `[sequences, tokens, channels]` with one given scale.
+pub fn round_with_static(x: Tensor<3>, grid: Grid, scale: Scale) -> Tensor<3> {
+    if on_host(&x.device()) {
+        return change_in_place(x, |values| {
+            values.par_chunks_mut(GRAIN).for_each(|chunk| round_with(chunk, grid, scale));
+        });
+    }
+    let (lo, hi) = grid.codes();
+    let code = (x / scale.delta).round() + scale.zero;
+    (code.clamp(lo, hi) - scale.zero) * scale.delta
 }
 
 /// Rounds every row of `[runs, width]` with its own scale, by tensor operations.

@@ -6,7 +6,7 @@
 use super::metric;
 use super::rows::{ORIGINAL, Outcome, Row};
 use super::table::{Cell, Column, Digits, Kind, Table};
-use crate::record::{Failure, Reading};
+use crate::record::Failure;
 
 /// What names a row of a pivot: recipe, calibration, seed.
 pub type RowKey<'a> = (&'a str, Option<&'a str>, Option<u64>);
@@ -34,7 +34,7 @@ pub fn row_key<'a>(row: &Row<'a>) -> RowKey<'a> {
 
 /// The reading that stands for a cell in pivots and figures: the last state that was measured.
 pub fn is_final(row: &Row<'_>) -> bool {
-    row.reading != Reading::Transformed
+    row.last
 }
 
 /// Distinct values, each once, in order of appearance.

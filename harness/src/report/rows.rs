@@ -23,6 +23,8 @@ pub struct Row<'a> {
     pub metric: &'a str,
     /// What became of it.
     pub outcome: Outcome<'a>,
+    /// Whether no later state of the same cell was measured: what stands for the cell in pivots and figures.
+    pub last: bool,
 }
 
 /// What became of a planned measurement.
@@ -67,11 +69,13 @@ pub fn rows(contents: &Contents) -> Vec<Row<'_>> {
         let reading = if cell.recipe == ORIGINAL { Reading::Original } else { Reading::Quantized };
         for metric in &cell.metrics {
             if let Some(results) = measured.get(&(cell.id.as_str(), metric.as_str())) {
-                rows.extend(results.iter().map(|&result| Row {
+                let last = results.len() - 1;
+                rows.extend(results.iter().enumerate().map(|(i, &result)| Row {
                     cell,
                     reading: result.reading,
                     metric,
                     outcome: Outcome::Measured(result),
+                    last: i == last,
                 }));
                 continue;
             }
@@ -81,7 +85,7 @@ pub fn rows(contents: &Contents) -> Vec<Row<'_>> {
                 .filter(|failure| failure.cell == cell.id)
                 .find(|failure| failure.metric.as_ref().is_none_or(|failed| failed == metric));
             let outcome = failure.map_or(Outcome::Missing, Outcome::Failed);
-            rows.push(Row { cell, reading, metric, outcome });
+            rows.push(Row { cell, reading, metric, outcome, last: true });
         }
     }
     rows

@@ -4,15 +4,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::Decoder;
+use serde_json::Value;
 
+use crate::data::window::window_start;
 use crate::evaluate::decoder_model::DecoderModel;
 use crate::evaluate::metrics::perplexity;
 use crate::evaluate::{EvaluateError, Measured};
 use crate::experiment::Evaluation;
 use crate::plan::Cell;
-use crate::quantize::{self, fake_quant::FakeQuant};
+use crate::quantize::{self, StepError, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
-use crate::record::{CellResult, Execution, Failure, MeasurementResult, Reading, SCHEMA};
+use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
+use crate::run::calibrator::CellCalibrator;
 use crate::run::source::SourceError;
 use crate::run::{Event, RunError, Sweep, source};
 
@@ -34,7 +37,11 @@ impl Sweep<'_> {
     pub(super) fn compute(&mut self, cell: &Cell, id: &str, missing: &[usize]) -> Result<(), RunError> {
         let underway = Execution::begin(&self.options.device.name);
         let (mut decoder, mut tap) = match self.make(cell, id, underway.clone())? {
-            Ok(made) => made,
+            Ok(Some(made)) => made,
+            Ok(None) => {
+                self.summary.interrupted = true;
+                return Ok(());
+            }
             Err(fault) => return self.fail(cell, id, None, fault, underway),
         };
         for &position in missing {
@@ -47,13 +54,13 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Loads the checkpoint, applies the recipe, and publishes the cell.
+    /// Loads the checkpoint, applies the recipe, and publishes the cell. Nothing where the user stopped it.
     fn make(
         &mut self,
         cell: &Cell,
         id: &str,
         underway: Underway,
-    ) -> Result<Result<(Decoder, FakeQuant), Fault>, RunError> {
+    ) -> Result<Result<Option<(Decoder, FakeQuant)>, Fault>, RunError> {
         let source = match &self.sources[&cell.model.label] {
             Ok(source) => source,
             Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
@@ -62,21 +69,38 @@ impl Sweep<'_> {
             let loaded = source.checkpoint.load(&self.options.device.device).map_err(SourceError::from);
             loaded.map_err(|e| Fault::new("load", &e, e.cure()))
         });
+        let set = cell.calibration.as_ref().and_then(|_| self.sets.get(&super::set_key(cell)).cloned());
+        self.collected.keep(format!("{:?}", super::set_key(cell)));
+        let mut calibrator = CellCalibrator {
+            set: set.clone(),
+            checkpoint: &source.checkpoint,
+            collected: &mut self.collected,
+            seed: cell.seed,
+            observer: &mut *self.observer,
+            interrupt: self.interrupt,
+            fresh: Vec::new(),
+            read: Vec::new(),
+        };
+        let mut interrupted = false;
         let made = made.and_then(|mut decoder| {
             catching(self.options.device, "quantize", || {
-                let (tap, fitted) =
-                    quantize::apply(&cell.recipe.steps, &mut decoder).map_err(|(step, e)| {
-                        Fault::new(
-                            "quantize",
-                            format!("step {step}: {e}"),
-                            "change the recipe in the experiment file",
-                        )
-                    })?;
+                let applied = quantize::apply(&cell.recipe.steps, &mut decoder, &mut calibrator);
+                let (tap, fitted) = applied.map_err(|(step, e)| {
+                    interrupted |= e == StepError::Interrupted;
+                    let stage = match e {
+                        StepError::Statistics(_) => "calibrate",
+                        StepError::NotEquivalent { .. } | StepError::Rescale(_) => "transform",
+                        _ => "quantize",
+                    };
+                    let cure = "change the recipe or its calibration set in the experiment file";
+                    Fault::new(stage, format!("step {step}: {e}"), cure)
+                })?;
                 Ok((decoder, tap, fitted))
             })
         });
         let (decoder, tap, fitted) = match made {
             Ok(made) => made,
+            Err(_) if interrupted => return Ok(Ok(None)),
             Err(fault) => return Ok(Err(fault)),
         };
         if self.store.cell(id)?.is_none() {
@@ -84,14 +108,14 @@ impl Sweep<'_> {
                 id: id.into(),
                 model: source.identity.clone(),
                 steps: source::steps(cell),
-                calibration: None,
+                calibration: set.map(|set| Value::Object(set.detail.clone())),
                 seed: cell.seed,
                 fitted,
             };
             self.store.publish_cell(result, underway.finish())?;
         }
         self.store.clear_failure(id, None)?;
-        Ok(Ok((decoder, tap)))
+        Ok(Ok(Some((decoder, tap))))
     }
 
     /// Measures one evaluation and publishes it, or records why not.
@@ -113,11 +137,13 @@ impl Sweep<'_> {
                 return self.fail(cell, id, Some(&metric), fault, underway);
             }
         };
+        let tokenizer = source.checkpoint.tokenizer();
+        let start = window_start(tokenizer.bos(), tokenizer.eos());
         let interrupt = self.interrupt;
         let observer = &mut *self.observer;
         let mut interrupted = false;
         let measured = catching(self.options.device, "evaluate", || {
-            let mut model = DecoderModel::new(decoder, tap);
+            let mut model = DecoderModel::new(decoder, tap, start);
             let measured: Result<Measured, EvaluateError> =
                 perplexity::measure(&mut model, &windows.windows, &mut |done, total| {
                     observer.event(Event::Progress { done, total });
@@ -157,7 +183,7 @@ impl Sweep<'_> {
         detail.extend(measured.detail);
         let result = MeasurementResult {
             cell: id.into(),
-            reading: if cell.recipe.is_original() { Reading::Original } else { Reading::Quantized },
+            reading: cell.recipe.reading(),
             metric: metric.clone(),
             version: evaluation.version(),
             value: measured.value,

@@ -4,7 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
+
+use crate::calibrate::overlap::{self, OverlapError};
+use crate::calibrate::set::{CalibrationSet, DrawError};
+use crate::data::window::window_start;
+use crate::quantize::{ModelFacts, StepError};
+use crate::run::calibrations::Calibrations;
+use crate::run::calibrator::Collected;
 
 use crate::data::corpus::DataOptions;
 use crate::device::Selected;
@@ -14,6 +22,8 @@ use crate::record::store::{ClaimOutcome, Store, StoreError};
 use crate::record::{Failure, Manifest, ManifestCell, ManifestExpectation, MeasurementResult, SCHEMA};
 use crate::run::interrupt::Interrupt;
 
+mod calibrations;
+mod calibrator;
 mod cell;
 pub mod interrupt;
 mod source;
@@ -77,9 +87,14 @@ pub enum Event<'a> {
         /// The cell.
         cell: &'a Cell,
     },
-    /// An evaluation goes on.
+    /// A floating-point pass over a calibration set begins.
+    Calibrating {
+        /// Samples of the set.
+        samples: usize,
+    },
+    /// A step of a recipe, a calibration or an evaluation goes on.
     Progress {
-        /// Windows done.
+        /// Samples, windows or trials done.
         done: usize,
         /// Of how many.
         total: usize,
@@ -169,6 +184,37 @@ pub enum RunError {
         /// Hash of the text that is there now.
         found: String,
     },
+    /// The text of a calibration set cannot be read.
+    #[error("calibration `{calibration}`: {source}")]
+    CalibrationText {
+        /// The set's name.
+        calibration: String,
+        /// Why.
+        source: crate::data::corpus::CorpusError,
+    },
+    /// A calibration set cannot be drawn.
+    #[error("{model}: {source}")]
+    Draw {
+        /// The model whose tokenizer it is drawn with.
+        model: String,
+        /// Why.
+        source: DrawError,
+    },
+    /// A calibration set holds what is measured.
+    #[error(transparent)]
+    Overlap(#[from] OverlapError),
+    /// A step that a model cannot have.
+    #[error("recipe `{recipe}`, step {step}, on {model}: {source}")]
+    Step {
+        /// The recipe.
+        recipe: String,
+        /// `<place>.<step>`.
+        step: String,
+        /// The model's label.
+        model: String,
+        /// Why not.
+        source: StepError,
+    },
     /// The device failed in a way that leaves it unusable.
     #[error(
         "{device} failed and cannot be used any more: {message}; everything measured so far is kept, run again to go on"
@@ -194,11 +240,16 @@ pub fn sweep(
 ) -> Result<Summary, RunError> {
     // Before the store: a folder with nothing in it would be left behind where a text is missing.
     let texts = texts::Texts::load(plan, &options.data)?;
+    let calibrations = Calibrations::load(plan, &options.data)
+        .map_err(|(calibration, source)| RunError::CalibrationText { calibration, source })?;
     let store = Store::open(&options.results)?;
     store.sweep_tmp()?;
     let mut sweep = Sweep {
         expectations: expectations(experiment),
         texts,
+        calibrations,
+        sets: BTreeMap::new(),
+        collected: Collected::default(),
         sources: BTreeMap::new(),
         summary: Summary::default(),
         store: &store,
@@ -213,6 +264,8 @@ pub fn sweep(
         return Ok(Summary { interrupted: true, ..Summary::default() });
     }
     sweep.forget_unopened()?;
+    sweep.draw_sets()?;
+    sweep.check_steps()?;
     sweep.check_texts()?;
     store.write_manifest(&sweep.manifest(experiment)?)?;
 
@@ -246,6 +299,10 @@ struct Sweep<'a> {
     interrupt: &'a Interrupt,
     observer: &'a mut dyn Observer,
     texts: texts::Texts,
+    calibrations: Calibrations,
+    /// The drawn sets by model label, set and seed.
+    sets: BTreeMap<(String, String, u64), Rc<CalibrationSet>>,
+    collected: Collected,
     /// By model label: what is there, or why nothing is.
     sources: BTreeMap<String, Result<source::Source, source::SourceError>>,
     expectations: Vec<ManifestExpectation>,
@@ -291,6 +348,57 @@ impl Sweep<'_> {
         Ok(())
     }
 
+    /// Draws every calibration set under every model's tokenizer, and refuses one that holds what is measured.
+    fn draw_sets(&mut self) -> Result<(), RunError> {
+        for cell in &self.plan.cells {
+            let (Some(calibration), Some(Ok(source))) =
+                (&cell.calibration, self.sources.get(&cell.model.label))
+            else {
+                continue;
+            };
+            let key = set_key(cell);
+            if self.sets.contains_key(&key) {
+                continue;
+            }
+            let drawn = self.calibrations.set(calibration, &source.checkpoint, key.2);
+            let drawn = drawn.map_err(|e| RunError::Draw { model: cell.model.label.clone(), source: e })?;
+            for evaluation in &cell.evaluations {
+                // An evaluation without windows fails by itself, and shares nothing.
+                if let Ok(windows) = self.texts.windows(evaluation, &source.checkpoint) {
+                    overlap::check(&drawn, calibration, &evaluation.id(), &windows.windows)?;
+                }
+            }
+            self.sets.insert(key, drawn);
+        }
+        Ok(())
+    }
+
+    /// Refuses steps that a model cannot have, before the long work starts.
+    fn check_steps(&self) -> Result<(), RunError> {
+        for cell in &self.plan.cells {
+            let Some(Ok(source)) = self.sources.get(&cell.model.label) else { continue };
+            let tokenizer = source.checkpoint.tokenizer();
+            let architecture = source.checkpoint.architecture();
+            let token = |text: &str| calibrator::one_token(&source.checkpoint, text);
+            let facts = ModelFacts {
+                vocabulary: architecture.vocabulary,
+                context: architecture.context,
+                longest: cell.longest_behind_prefix(),
+                start: window_start(tokenizer.bos(), tokenizer.eos()),
+                token: &token,
+            };
+            for (place, step) in cell.recipe.steps.iter().enumerate() {
+                step.method().check_model(&facts).map_err(|e| RunError::Step {
+                    recipe: cell.recipe.name.clone(),
+                    step: format!("{place}.{}", step.name()),
+                    model: cell.model.label.clone(),
+                    source: e,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses to go on where the store has a number for an evaluation and it is that of another text: a metric's id
     /// names its text, and does not hold it.
     fn check_texts(&mut self) -> Result<(), RunError> {
@@ -298,7 +406,7 @@ impl Sweep<'_> {
             let Some(Ok(source)) = self.sources.get(&cell.model.label) else {
                 continue;
             };
-            let id = source.cell_id(cell);
+            let id = source.cell_id(cell, self.set_hash(cell));
             for evaluation in &cell.evaluations {
                 let metric = evaluation.id();
                 let Some(known) = self.store.measurement(&id, &metric, evaluation.version())? else {
@@ -334,8 +442,8 @@ impl Sweep<'_> {
         recipes.extend(experiment.recipes.iter().map(|recipe| recipe.name.clone()));
         let listed = |cell: &Cell| ManifestCell {
             id: match self.sources.get(&cell.model.label) {
-                None => known(cell).unwrap_or_else(|| cell.description_id()),
-                Some(_) => self.id(cell),
+                Some(_) if cell.calibration.is_none() || self.set_hash(cell).is_some() => self.id(cell),
+                _ => known(cell).unwrap_or_else(|| cell.description_id()),
             },
             model: cell.model.label.clone(),
             recipe: cell.recipe.name.clone(),
@@ -366,9 +474,15 @@ impl Sweep<'_> {
     /// The cell's content id, or that of its description where the model's files are not there.
     fn id(&self, cell: &Cell) -> String {
         match self.sources.get(&cell.model.label) {
-            Some(Ok(source)) => source.cell_id(cell),
+            Some(Ok(source)) => source.cell_id(cell, self.set_hash(cell)),
             _ => cell.description_id(),
         }
+    }
+
+    /// The hash of a cell's drawn set.
+    fn set_hash(&self, cell: &Cell) -> Option<&str> {
+        cell.calibration.as_ref()?;
+        self.sets.get(&set_key(cell)).map(|set| set.hash.as_str())
     }
 
     /// Does what is missing of a cell. False where another process holds it.
@@ -448,6 +562,12 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// What a cell's drawn set is known by.
+fn set_key(cell: &Cell) -> (String, String, u64) {
+    let name = cell.calibration.as_ref().map_or_else(String::new, |calibration| calibration.name.clone());
+    (cell.model.label.clone(), name, cell.seed.unwrap_or_default())
 }
 
 fn expectations(experiment: &Experiment) -> Vec<ManifestExpectation> {

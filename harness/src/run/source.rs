@@ -10,6 +10,7 @@ use crate::evaluate::decoder_model::DecoderModel;
 use crate::experiment::{Model, ModelSource};
 use crate::plan::Cell;
 use crate::record::ModelIdentity;
+use crate::record::canonical_hash;
 use crate::record::id::cell_id;
 
 /// Where models are looked for.
@@ -92,10 +93,16 @@ impl Source {
 
     /// The content id of a cell of this model. The same weights under another config (a RoPE base, an ε) are another
     /// model, so what config.json says of the architecture enters with them.
-    pub fn cell_id(&self, cell: &Cell) -> String {
-        let architecture = format!("{:?}", self.checkpoint.architecture());
-        let weights = format!("{}/{}", self.identity.weights, blake3::hash(architecture.as_bytes()).to_hex());
-        cell_id(&weights, &self.identity.tokenizer, &steps(cell), None, cell.seed)
+    ///
+    /// `calibration` is the hash of the drawn set's token ids, for a cell that has one.
+    pub fn cell_id(&self, cell: &Cell, calibration: Option<&str>) -> String {
+        cell_id(&self.weights(), &self.identity.tokenizer, &steps(cell), calibration, cell.seed)
+    }
+
+    /// What the model computes, as a hash: its weights, and what config.json says of the architecture.
+    pub fn weights(&self) -> String {
+        let architecture = serde_json::to_value(self.checkpoint.architecture()).expect("plain data");
+        format!("{}/{}", self.identity.weights, canonical_hash(&architecture))
     }
 
     /// Bytes at the peak of a cell: the weights in f32, the largest tensor once more while it is read or rounded, and

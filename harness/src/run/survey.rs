@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::data::corpus::DataOptions;
 use crate::experiment::ModelSource;
 use crate::plan::Plan;
 use crate::record::store::{Store, StoreError};
+use crate::run::calibrations::Calibrations;
 use crate::run::{ModelOptions, source};
 
 /// What is there of a plan.
@@ -54,7 +56,14 @@ pub enum State {
 ///
 /// # Errors
 /// A store that is there and cannot be read.
-pub fn survey(plan: &Plan, options: &ModelOptions, results: &Path) -> Result<Survey, StoreError> {
+pub fn survey(
+    plan: &Plan,
+    options: &ModelOptions,
+    data: &DataOptions,
+    results: &Path,
+) -> Result<Survey, StoreError> {
+    // What cannot be drawn here is said when the sweep starts.
+    let mut calibrations = Calibrations::load(plan, data).unwrap_or_default();
     let store = if results.is_dir() { Some(Store::open_read_only(results)?) } else { None };
     let on_disk = ModelOptions { offline: true, ..options.clone() };
     let mut sources = BTreeMap::new();
@@ -68,12 +77,28 @@ pub fn survey(plan: &Plan, options: &ModelOptions, results: &Path) -> Result<Sur
             sources.insert(label.clone(), source.ok());
         }
         let id = match &sources[label] {
-            Some(source) => source.cell_id(cell),
-            None => cell.description_id(),
+            Some(source) => match set_hash(&mut calibrations, cell, source) {
+                Ok(hash) => Some(source.cell_id(cell, hash.as_deref())),
+                Err(()) => None,
+            },
+            None => None,
         };
-        cells.push(state(cell, &id, store.as_ref(), sources[label].is_some())?);
+        let known = id.is_some();
+        let id = id.unwrap_or_else(|| cell.description_id());
+        cells.push(state(cell, &id, store.as_ref(), known)?);
     }
     Ok(Survey { models, cells })
+}
+
+/// The hash of a cell's drawn set; an error where it cannot be drawn here.
+fn set_hash(
+    calibrations: &mut Calibrations,
+    cell: &crate::plan::Cell,
+    source: &source::Source,
+) -> Result<Option<String>, ()> {
+    let Some(calibration) = &cell.calibration else { return Ok(None) };
+    let drawn = calibrations.set(calibration, &source.checkpoint, cell.seed.unwrap_or_default());
+    drawn.map(|set| Some(set.hash.clone())).map_err(|_| ())
 }
 
 fn describe(

@@ -1,59 +1,112 @@
 //! The registry of steps: one file and one line each.
 
+use serde::ser::Serializer;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::quantize::Method;
 
 pub mod activations;
+pub mod keep;
+pub mod prefix;
+pub mod smooth;
 pub mod weights;
 
-/// Declares the enum of steps, their names, and their parsing, from one list.
+/// The method of a registry line, or none.
+macro_rules! method {
+    () => {
+        None::<&'static str>
+    };
+    ($method:literal) => {
+        Some($method)
+    };
+}
+
+/// Declares the enum of steps, their names, and their parsing, from one list: the variant, the step's word, its method's
+/// word where a step has several, the type, and the file whose documentation is its page.
 macro_rules! registry {
-    ($($name:literal => $module:ident :: $step:ident,)+) => {
+    ($($variant:ident: $step:literal $($method:literal)? => $kind:ty, $file:literal;)+) => {
         /// One configured stage of a recipe.
-        #[derive(Clone, Debug, PartialEq, Serialize)]
-        #[serde(tag = "step")]
+        #[derive(Clone, Debug, PartialEq)]
         pub enum Step {
-            $(#[doc = concat!("`", $name, "`")] #[serde(rename = $name)] $step($module::$step),)+
+            $(#[doc = concat!("`", $step, "`" $(, " by `", $method, "`")?)] $variant($kind),)+
         }
 
-        /// The names of all steps, in alphabetical order.
-        pub const NAMES: &[&str] = &[$($name),+];
+        /// Every step with its method, where it has several, in alphabetical order.
+        pub const STEPS: &[(&str, Option<&str>)] = &[$(($step, method!($($method)?))),+];
 
         impl Step {
-            /// The step's name in a recipe.
+            /// The step's word in a recipe.
             pub fn name(&self) -> &'static str {
-                match self { $(Step::$step(_) => $name,)+ }
+                match self { $(Step::$variant(_) => $step,)+ }
+            }
+
+            /// The method's word, for a step that has several.
+            pub fn method_name(&self) -> Option<&'static str> {
+                match self { $(Step::$variant(_) => method!($($method)?),)+ }
             }
 
             /// What the step does.
             pub fn method(&self) -> &dyn Method {
-                match self { $(Step::$step(step) => step,)+ }
+                match self { $(Step::$variant(step) => step,)+ }
             }
 
-            /// Reads the keys of the step called `name` (its table without the key `step`). `None` where no step has
-            /// this name; an error is the deserializer's own.
-            pub fn read<'de, D: Deserializer<'de>>(name: &str, keys: D) -> Option<Result<Self, D::Error>> {
-                match name {
-                    $($name => Some($module::$step::deserialize(keys).map(Step::$step)),)+
+            /// Reads the keys of a step (its table without the keys `step` and `method`). `None` where no step has this
+            /// name and method; an error is the deserializer's own.
+            pub fn read<'de, D: Deserializer<'de>>(
+                name: &str,
+                method: Option<&str>,
+                keys: D,
+            ) -> Option<Result<Self, D::Error>> {
+                match (name, method) {
+                    $(($step, given) if given == method!($($method)?) =>
+                        Some(<$kind>::deserialize(keys).map(Step::$variant)),)+
                     _ => None,
                 }
             }
 
             /// The same step with every default written out, so that equal meaning is equal text.
             pub fn resolved(self) -> Self {
-                match self { $(Step::$step(step) => Step::$step(step.resolved()),)+ }
+                match self { $(Step::$variant(step) => Step::$variant(step.resolved()),)+ }
             }
 
-            /// The page of the step: its file's module documentation.
+            /// The page of a step without methods, or of a method: its file's module documentation.
             pub fn page(name: &str) -> Option<String> {
-                match name {
-                    $($name => Some(crate::quantize::page(include_str!(concat!(stringify!($module), ".rs")))),)+
-                    _ => None,
-                }
+                $(if name == method!($($method)?).unwrap_or($step) {
+                    return Some(crate::quantize::page(include_str!($file)));
+                })+
+                None
+            }
+        }
+
+        impl Serialize for Step {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let (step, method) = (self.name(), self.method_name());
+                match self { $(Step::$variant(keys) => Tagged { step, method, keys }.serialize(serializer),)+ }
             }
         }
     };
+}
+
+/// A step as recipes and records write it.
+#[derive(Serialize)]
+struct Tagged<'a, T> {
+    step: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(flatten)]
+    keys: &'a T,
+}
+
+/// The words of all steps, each once, in alphabetical order.
+pub fn names() -> Vec<&'static str> {
+    let mut names: Vec<_> = STEPS.iter().map(|(name, _)| *name).collect();
+    names.dedup();
+    names
+}
+
+/// The words of a step's methods; empty for a step that has only one.
+pub fn methods(step: &str) -> Vec<&'static str> {
+    STEPS.iter().filter(|(name, _)| *name == step).filter_map(|(_, method)| *method).collect()
 }
 
 /// Where in a recipe a step may stand: the stages follow each other in this order, each step in one of them.
@@ -115,6 +168,15 @@ impl Stage {
 }
 
 registry! {
-    "activations" => activations::Activations,
-    "weights" => weights::Weights,
+    Activations: "activations" => activations::Activations, "activations.rs";
+    KeepQfem: "keep" "qfem" => keep::qfem::Qfem, "keep/qfem.rs";
+    KeepRanked: "keep" "ranked" => keep::ranked::Ranked, "keep/ranked.rs";
+    PrefixBos: "prefix" "bos" => prefix::given::Bos, "prefix/given.rs";
+    PrefixPrefixquant: "prefix" "prefixquant" => prefix::prefixquant::Prefixquant, "prefix/prefixquant.rs";
+    PrefixQfep: "prefix" "qfep" => prefix::qfep::Qfep, "prefix/qfep.rs";
+    PrefixRandom: "prefix" "random" => prefix::given::Random, "prefix/given.rs";
+    PrefixTokens: "prefix" "tokens" => prefix::given::Tokens, "prefix/given.rs";
+    SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
+    SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
+    Weights: "weights" => weights::Weights, "weights.rs";
 }

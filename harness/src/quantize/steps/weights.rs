@@ -12,12 +12,16 @@
 //! own: round to nearest; the grids' sources stand in [`crate::quantize::grid`].
 
 use burn::tensor::Tensor;
-use models::{Decoder, Linear};
+use models::Linear;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use crate::quantize::fake_quant::Kept;
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::steps::Stage;
-use crate::quantize::{GroupInFlight, Method, StepError, acts_at, admissible, rounding};
+use crate::quantize::{
+    GroupInFlight, Method, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
+};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,26 +96,33 @@ impl Method for Weights {
         weights.chain(self.embeddings.then(|| "the embedding table".to_string())).collect()
     }
 
-    fn prepare(&self, decoder: &mut Decoder) -> Result<(), StepError> {
-        if let Some(grid) = self.grid().filter(|_| self.embeddings) {
-            // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
-            let table = decoder.embedding.clone();
-            decoder.embedding =
-                rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
-        }
-        Ok(())
+    fn rounds_weights(&self) -> bool {
+        true
     }
 
-    fn apply(&self, flight: &mut GroupInFlight) -> Result<(), StepError> {
-        let Some(grid) = self.grid() else { return Ok(()) };
+    fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        if let Some(grid) = self.grid().filter(|_| self.embeddings) {
+            // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
+            let table = model.decoder.embedding.clone();
+            model.decoder.embedding =
+                rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
+        }
+        each_group(model, |flight| self.apply(flight))
+    }
+
+    fn apply(&self, flight: &mut GroupInFlight) -> Result<bool, StepError> {
+        let Some(grid) = self.grid() else { return Ok(false) };
         if !acts_at(self.sites.as_deref(), flight.site.port) {
-            return Ok(());
+            return Ok(false);
+        }
+        if flight.kept == Some(Kept::ActivationAndWeights) {
+            return Ok(false);
         }
         for linear in &mut flight.group.linears {
             let weight = take(linear);
             linear.weight = rounding::round_weight(&linear.name, weight, grid, self.granularity, self.clip)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

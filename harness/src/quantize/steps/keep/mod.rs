@@ -2,7 +2,7 @@
 
 use models::{Decoder, Site};
 
-use crate::calibrate::statistics::Statistics;
+use crate::calibrate::statistics::{RatioError, Statistics, ZeroMedian};
 use crate::quantize::StepError;
 use crate::quantize::steps::activations::PORTS;
 
@@ -31,14 +31,15 @@ pub fn ranked_groups(
 ) -> Result<Vec<(Site, f64)>, StepError> {
     let mut ranked = Vec::new();
     for (site, _) in decoder.groups().into_iter().filter(|(site, _)| PORTS.contains(&site.port)) {
-        let seen = statistics.site(site).ok_or_else(|| {
+        let seen = statistics.sites.get(&site).ok_or_else(|| {
             StepError::Statistics(format!("{site}: the calibration pass did not look here"))
         })?;
         let r = match ratio {
             Ratio::Sequences => seen.ratio(),
-            Ratio::Pooled => seen.ratio_pooled(),
+            Ratio::Pooled => seen.ratio_pooled().ok_or(ZeroMedian { sample: 0 }),
         };
-        ranked.push((site, r.map_err(|e| StepError::Statistics(e.to_string()))?));
+        let undefined = |ZeroMedian { sample }| RatioError { site: site.to_string(), sample };
+        ranked.push((site, r.map_err(undefined).map_err(|e| StepError::Statistics(e.to_string()))?));
     }
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
     Ok(ranked)

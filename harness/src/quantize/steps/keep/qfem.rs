@@ -145,7 +145,9 @@ impl Method for Qfem {
         }
         match self.epsilon {
             Some(_) if self.alpha != Some(Alpha::Auto) => Err("`epsilon` belongs to alpha = \"auto\"".into()),
-            Some(e) if !(0.0..1.0).contains(&e) => Err(format!("`epsilon` must be at least 0 and below 1, not {e}")),
+            Some(e) if !(0.0..1.0).contains(&e) => {
+                Err(format!("`epsilon` must be at least 0 and below 1, not {e}"))
+            }
             _ => Ok(()),
         }
     }
@@ -189,7 +191,8 @@ impl Method for Qfem {
         for (site, _) in &ranked[..excepted] {
             model.tap.kept.insert(*site, Kept::Activation);
         }
-        let listed = |(site, ratio): &(models::Site, f64)| json!({ "site": site.to_string(), "ratio": ratio });
+        let listed =
+            |(site, ratio): &(models::Site, f64)| json!({ "site": site.to_string(), "ratio": ratio });
         report.insert("groups".into(), ranked.len().into());
         // Between the last excepted ratio and the next: what a fixed α would have to be.
         report.insert("alpha".into(), json!(excepted.checked_sub(1).map(|last| ratios[last])));
@@ -212,7 +215,8 @@ impl Trial {
         let held_out = samples.len().div_ceil(8);
         let samples = samples[samples.len() - held_out..].to_vec();
         let (mut decoder, mut tap) = (model.decoder.clone(), model.tap.clone());
-        apply_after(model.state, model.after, &mut decoder, &mut tap, model.calibrator).map_err(|(_, error)| error)?;
+        apply_after(model.state, model.after, &mut decoder, &mut tap, model.calibrator)
+            .map_err(|(_, error)| error)?;
         Ok(Self { decoder, tap, samples })
     }
 
@@ -231,7 +235,9 @@ impl Trial {
             if !model.calibrator.progress(index, self.samples.len()) {
                 return Err(StepError::Interrupted);
             }
-            let scores = language_model.log_likelihoods(&[sample]).map_err(|e| StepError::Statistics(e.to_string()))?;
+            let scores = language_model
+                .log_likelihoods(&[sample])
+                .map_err(|e| StepError::Statistics(e.to_string()))?;
             for score in scores.iter().flatten() {
                 loss -= f64::from(*score);
                 tokens += 1;
@@ -291,7 +297,8 @@ mod tests {
     fn the_published_ratios_of_llama_2_7b_are_selected_by_a_rounded_alpha() {
         // Seventeen groups, as rounded in the literature; the paper's α is 6.68, the smallest ratio 6.6836.
         let ratios = [
-            4136.0, 138.75, 17.8, 14.8, 13.75, 11.7, 11.2, 9.06, 8.34, 7.97, 7.59, 7.27, 7.13, 7.0, 6.73, 6.71, 6.68,
+            4136.0, 138.75, 17.8, 14.8, 13.75, 11.7, 11.2, 9.06, 8.34, 7.97, 7.59, 7.27, 7.13, 7.0, 6.73,
+            6.71, 6.68,
         ];
         assert_eq!(count_at_least(&ratios, 6.675), 17);
         // Mistral's smallest listed ratio is its α: the bound belongs to the selection.
@@ -314,7 +321,13 @@ mod tests {
 
     #[test]
     fn alpha_is_written_so_that_infinity_is_not_nothing() {
-        let qfem = |alpha| Qfem { alpha: Some(alpha), top: None, epsilon: None, ratio: Ratio::Sequences, of: Of::Original };
+        let qfem = |alpha| Qfem {
+            alpha: Some(alpha),
+            top: None,
+            epsilon: None,
+            ratio: Ratio::Sequences,
+            of: Of::Original,
+        };
         let written = |alpha| serde_json::to_value(qfem(alpha)).unwrap();
         assert_eq!(written(Alpha::Fixed(f64::INFINITY))["alpha"], "inf");
         assert_eq!(written(Alpha::Auto)["alpha"], "auto");

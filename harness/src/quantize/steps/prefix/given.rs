@@ -171,14 +171,15 @@ impl Method for Random {
         let start = model.calibrator.start().ok_or(StepError::NoStart)?;
         let purpose = format!("random prefix\u{0}{}", model.calibrator.seed());
         let mut random = ChaCha8Rng::from_seed(*blake3::hash(purpose.as_bytes()).as_bytes());
-        let vocabulary = model.decoder.architecture.vocabulary as u64;
-        let mut tokens = vec![start];
-        while tokens.len() < self.length {
-            let token = ((u64::from(random.next_u32()) * vocabulary) >> 32) as u32;
-            if !model.calibrator.is_special(token) {
-                tokens.push(token);
-            }
+        let ordinary = model.calibrator.ordinary();
+        if ordinary.is_empty() {
+            return Err(StepError::TooLittle("the vocabulary has no token that stands for text".into()));
         }
+        let drawn = std::iter::repeat_with(|| {
+            let index = (u64::from(random.next_u32()) * ordinary.len() as u64) >> 32;
+            ordinary[index as usize]
+        });
+        let tokens: Vec<u32> = std::iter::once(start).chain(drawn).take(self.length).collect();
         prefix::set(model, &tokens)
     }
 }

@@ -24,7 +24,7 @@ use models::Port;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::calibrate::statistics::Statistics;
+use crate::calibrate::statistics::{MOST_TOKENS, OUTLIER_RATIO, SequenceScales, Statistics};
 use crate::quantize::steps::{Stage, prefix};
 use crate::quantize::{Method, ModelFacts, ModelInFlight, StatisticsNeed, StepError};
 
@@ -103,10 +103,20 @@ pub fn search(blocks: &[Outliers]) -> Found {
 fn outliers(statistics: &Statistics, layers: usize, eta: f64) -> Result<Vec<Outliers>, StepError> {
     let block = |layer| {
         let site = models::Site::block(layer, Port::DownIn);
-        let seen = statistics.site(site).ok_or_else(|| {
+        let seen = statistics.sites.get(&site).ok_or_else(|| {
             StepError::Statistics(format!("{site}: the calibration pass did not look here"))
         })?;
-        seen.outliers(eta).map_err(|e| StepError::Statistics(e.to_string()))
+        let of_sequence = |(sample, scales): (&usize, &SequenceScales)| {
+            let found = scales.outliers(eta as f32);
+            if found.capped {
+                let text = format!(
+                    "{site}: calibration sample {sample} has more than {MOST_TOKENS} tokens above {eta} medians; raise `eta`"
+                );
+                return Err(StepError::Statistics(text));
+            }
+            Ok(found.tokens.iter().map(|t| (t.position as usize, t.token)).collect())
+        };
+        seen.sequences.iter().map(of_sequence).collect()
     };
     (0..layers).map(block).collect()
 }
@@ -117,9 +127,10 @@ impl Method for Prefixquant {
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.eta > 1.0 && self.eta.is_finite() {
+        let least = f64::from(OUTLIER_RATIO);
+        match self.eta >= least && self.eta.is_finite() {
             true => Ok(()),
-            false => Err(format!("`eta` is a multiple of the median: above 1, not {}", self.eta)),
+            false => Err(format!("`eta` is a multiple of the median, at least {least}, not {}", self.eta)),
         }
     }
 

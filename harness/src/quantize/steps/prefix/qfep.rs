@@ -145,8 +145,8 @@ impl Method for Qfep {
         let Some(&(site, ratio)) = ranked.first() else {
             return Err(StepError::TooLittle("the model has no groups to look for spikes in".into()));
         };
-        let seen = statistics.site(site).expect("a ranked site was seen");
-        let spiking = seen.top_tokens().flat_map(|(_, top)| top.iter().take(PER_SEQUENCE));
+        let seen = statistics.sites.get(&site).expect("a ranked site was seen");
+        let spiking = seen.sequences.values().flat_map(|sequence| sequence.top.iter().take(PER_SEQUENCE));
         let spiking = spiking.map(|t| (t.token, t.scale)).filter(|(token, _)| *token != start);
         let candidates = largest(spiking, self.candidates);
         let contexts = frequent(model.calibrator.samples(), Some(start), self.contexts);
@@ -189,7 +189,8 @@ impl Method for Qfep {
             }
         }
         let Some((rate, context, trigger)) = best else {
-            let text = format!("{site}: no test sequence gives a finite rate of spikes; the model is broken here");
+            let text =
+                format!("{site}: no test sequence gives a finite rate of spikes; the model is broken here");
             return Err(StepError::Statistics(text));
         };
         let tokens: Vec<u32> = self.bos.then_some(start).into_iter().chain([context, trigger]).collect();

@@ -18,7 +18,10 @@ fn check_sites(sites: &[String], allowed: &[Port]) -> Result<(), String> {
     for (i, site) in sites.iter().enumerate() {
         if !words.contains(&site.as_str()) {
             let near = names::hint(site, words.iter().copied());
-            return Err(format!("`sites`: no scale can be folded at `{site}`{near}; possible are {}", words.join(", ")));
+            return Err(format!(
+                "`sites`: no scale can be folded at `{site}`{near}; possible are {}",
+                words.join(", ")
+            ));
         }
         if sites[..i].contains(site) {
             return Err(format!("`sites` names `{site}` twice"));

@@ -110,7 +110,7 @@ pub fn search(
     group: &Group,
     bits: u8,
     steps: Option<usize>,
-    output: &dyn Fn(Vec<Tensor<3>>) -> Tensor<3>,
+    output: &mut dyn FnMut(Vec<Tensor<3>>) -> Tensor<3>,
 ) -> Option<(Best, Vec<f64>)> {
     let [sequences, tokens, channels] = x.dims();
     let rows = x.clone().reshape([sequences * tokens, channels]);
@@ -154,7 +154,7 @@ pub fn search(
 struct Search<'a> {
     step: &'a Osplus,
     /// The same decoder, for the attention of a block.
-    decoder: &'a Decoder,
+    decoder: Decoder,
     calibrator: &'a mut dyn Calibrator,
     found: BTreeMap<Site, (Best, Vec<f64>)>,
     interrupted: bool,
@@ -165,12 +165,11 @@ impl Tap for Search<'_> {
         let named = self.step.sites.iter().any(|name| name == site.port.as_str());
         if let (true, Some(layer), false) = (named, site.layer, self.interrupted) {
             let (bits, steps) = (self.step.bits, self.step.steps);
-            let decoder = self.decoder;
-            let output = |mut outputs: Vec<Tensor<3>>| match site.port {
+            let decoder = &mut self.decoder;
+            let mut output = |mut outputs: Vec<Tensor<3>>| match site.port {
                 Port::AttnIn => {
-                    let v = outputs.pop().expect("q, k and v");
-                    let k = outputs.pop().expect("q and k");
-                    decoder.attend(layer, outputs.swap_remove(0), k, v)
+                    let qkv = <[Tensor<3>; 3]>::try_from(outputs).unwrap_or_else(|_| panic!("q, k and v"));
+                    decoder.attend(layer, qkv)
                 }
                 Port::MlpIn => {
                     let up = outputs.pop().expect("gate and up");
@@ -178,7 +177,7 @@ impl Tap for Search<'_> {
                 }
                 _ => outputs.swap_remove(0),
             };
-            if let Some(best) = search(&x, group, bits, steps, &output) {
+            if let Some(best) = search(&x, group, bits, steps, &mut output) {
                 self.found.insert(site, best);
             }
             let groups = self.decoder.architecture.layers * self.step.sites.len();
@@ -235,11 +234,10 @@ impl Method for Osplus {
             return Err(StepError::TooLittle(text));
         }
         let mut decoder = model.decoder.clone();
-        let reference = model.decoder.clone();
         let device = decoder.device();
         let mut search = Search {
             step: self,
-            decoder: &reference,
+            decoder: model.decoder.clone(),
             calibrator: &mut *model.calibrator,
             found: BTreeMap::new(),
             interrupted: false,
@@ -289,7 +287,7 @@ mod tests {
         let weight: Vec<f32> = (0..16 * 8).map(|i| ((i * 53 % 97) as f32 - 48.0) / 200.0).collect();
         let weight = Tensor::from_data(TensorData::new(weight, [16, 8]), &device);
         let group = Group { linears: vec![Linear { name: "w".into(), weight, bias: None }] };
-        let (best, scales) = search(&x, &group, 8, None, &|mut outputs| outputs.swap_remove(0)).unwrap();
+        let (best, scales) = search(&x, &group, 8, None, &mut |mut outputs| outputs.swap_remove(0)).unwrap();
         assert!(best.loss < best.unscaled / 2.0, "{best:?}");
         assert!(scales[3] > 2.0 && scales.iter().enumerate().all(|(c, s)| c == 3 || *s == 1.0), "{scales:?}");
     }

@@ -130,10 +130,10 @@ impl Method for Smoothquant {
             let of_port = groups.into_iter().filter(|(site, _)| site.port == port);
             let fitted: Vec<_> = of_port.map(|(site, group)| (site, largest_weights(group))).collect();
             for (site, mut weights) in fitted {
-                let seen = statistics.site(site).ok_or_else(|| {
+                let seen = statistics.sites.get(&site).ok_or_else(|| {
                     StepError::Statistics(format!("{site}: the calibration pass did not look here"))
                 })?;
-                let mut activations: Vec<f64> = seen.channel_absmax().map(f64::from).collect();
+                let mut activations: Vec<f64> = seen.absmax_by_channel().into_iter().map(f64::from).collect();
                 if let Some(producers) = model.decoder.sharing(site) {
                     shared_maxima(&mut activations, &producers);
                     shared_maxima(&mut weights, &producers);
@@ -219,7 +219,8 @@ mod tests {
             weight: Tensor::from_data(TensorData::new(values, [2, 2]), &device),
             bias: None,
         };
-        let group = Group { linears: vec![linear(vec![-5.0, 1.0, -2.0, 0.5]), linear(vec![1.0, -0.25, 0.0, -3.0])] };
+        let group =
+            Group { linears: vec![linear(vec![-5.0, 1.0, -2.0, 0.5]), linear(vec![1.0, -0.25, 0.0, -3.0])] };
         assert_eq!(largest_weights(&group), [5.0, 3.0]);
     }
 
