@@ -9,6 +9,7 @@
 //!   manifest.json                                 what the experiment asked for when it last ran: labels, ids, metrics
 //!   cells/<cell id>/cell.json                     what the cell is, what was fitted, provenance
 //!   cells/<cell id>/measurements/<key>.json       one write-once file per measurement
+//!   statistics/<id>/                              what activations look like; see `statistics`
 //!   failures/<cell id>[.<key>].json               the last failure of a cell or measurement; removed when it succeeds
 //!   claims/<cell id>[.<key>]                      who is computing it now
 //!   tmp/<host>-<process>-<n>/                     what is not whole yet
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 
 pub mod execution;
 pub mod id;
+pub mod statistics;
 pub mod store;
 
 pub use execution::Execution;

@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod format;
 mod stage;
+mod statistics;
 
 use std::fs;
 use std::io;
@@ -25,6 +26,7 @@ pub use claim::{Claim, ClaimOutcome, Holder};
 pub use error::StoreError;
 pub use files::{Disk, Files};
 pub use stage::STALE_AFTER;
+pub use statistics::StoredStatistics;
 
 use stage::Stage;
 
