@@ -62,6 +62,7 @@ impl Records {
             calibration: None,
             seed: None,
             fitted: Default::default(),
+            statistics: Vec::new(),
         };
         self.0.cells.push(envelope(result));
         id

@@ -33,6 +33,7 @@ fn cell(id: &str) -> CellResult {
         calibration: None,
         seed: Some(3),
         fitted: Map::from_iter([("0.weights".to_string(), json!({ "mse": 0.1f32, "n": 12 }))]),
+        statistics: Vec::new(),
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`statistics`] | what is known of the activation of one site, and of all of them; merging |
 //! | [`histogram`] | log-binned counts of magnitudes |
 //! | [`moment`] | second moments, on demand |
+//! | [`recorded`] | statistics as the store keeps them |
 //!
 //! One pass gives everything that was asked for. Every number but the second moment is exact under any order of samples
 //! and any split into batches: counts, extremes and per-sequence values do not depend on order, and sums are kept as
@@ -17,5 +18,6 @@ pub mod histogram;
 pub mod moment;
 pub mod observe;
 pub mod overlap;
+pub mod recorded;
 pub mod set;
 pub mod statistics;

@@ -8,10 +8,10 @@
 
 use burn::tensor::Tensor;
 use models::{Decoder, Off, token_tensor};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_chacha::rand_core::Rng;
 use serde_json::{Value, json};
 
+use crate::calibrate::set;
 use crate::quantize::StepError;
 
 /// Largest allowed difference of a logit, as a share of the largest logit of the original: f32 through a whole model.
@@ -30,7 +30,7 @@ impl Reference {
     /// Runs the probe through the decoder as it is, behind its prefix.
     pub fn of(decoder: &mut Decoder, start: Option<u32>) -> Self {
         let vocabulary = decoder.architecture.vocabulary as u64;
-        let mut random = ChaCha8Rng::from_seed(*blake3::hash(b"equivalence probe").as_bytes());
+        let mut random = set::stream("equivalence probe", 0);
         let length = PROBE.min(decoder.architecture.context.saturating_sub(prefix_length(decoder)).max(1));
         let start = start.filter(|_| decoder.prefix.is_none());
         // The high half of a 64-bit product: uniform to within 2⁻³² of a vocabulary's share.

@@ -9,6 +9,7 @@
 //!   manifest.json                                 what the experiment asked for when it last ran: labels, ids, metrics
 //!   cells/<cell id>/cell.json                     what the cell is, what was fitted, provenance
 //!   cells/<cell id>/measurements/<key>.json       one write-once file per measurement
+//!   statistics/<id>/                              what activations look like; see `statistics`
 //!   failures/<cell id>[.<key>].json               the last failure of a cell or measurement; removed when it succeeds
 //!   claims/<cell id>[.<key>]                      who is computing it now
 //!   tmp/<host>-<process>-<n>/                     what is not whole yet
@@ -19,9 +20,11 @@ use serde_json::{Map, Value};
 
 pub mod execution;
 pub mod id;
+pub mod statistics;
 pub mod store;
 
 pub use execution::Execution;
+pub use store::statistics::StoredStatistics;
 
 /// The version of every file format in a store. A store with a higher number was written by a newer program.
 pub const SCHEMA: u32 = 1;
@@ -94,6 +97,9 @@ pub struct CellResult {
     pub seed: Option<u64>,
     /// What was fitted or counted by each step, by step name and place (`0.weights`).
     pub fitted: Map<String, Value>,
+    /// Ids of the activation statistics that its steps read: folders of `statistics/`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub statistics: Vec<String>,
 }
 
 /// A measurement, the deterministic part.
@@ -219,6 +225,8 @@ pub struct Contents {
     pub measurements: Vec<Envelope<MeasurementResult>>,
     /// All failures present.
     pub failures: Vec<Failure>,
+    /// All activation statistics present, by id, ascending.
+    pub statistics: Vec<StoredStatistics>,
 }
 
 /// The file name under which a measurement is kept: a readable, file-system-safe form of its metric id and version.

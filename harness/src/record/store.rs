@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod format;
 mod stage;
+pub mod statistics;
 
 use std::fs;
 use std::io;
@@ -25,6 +26,7 @@ pub use claim::{Claim, ClaimOutcome, Holder};
 pub use error::StoreError;
 pub use files::{Disk, Files};
 pub use stage::STALE_AFTER;
+pub use statistics::StoredStatistics;
 
 use stage::Stage;
 
@@ -253,6 +255,7 @@ impl Store {
             (&m.result.cell, &m.result.metric, m.result.version)
         }
         contents.measurements.sort_by(|a, b| key(a).cmp(&key(b)));
+        contents.statistics = self.statistics()?;
         contents.failures.sort_by(|a, b| (&a.cell, &a.metric).cmp(&(&b.cell, &b.metric)));
         Ok(contents)
     }

@@ -1,21 +1,26 @@
 //! One cell, from checkpoint to measurements.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::Decoder;
 use serde_json::Value;
 
+use crate::calibrate::recorded::recorded;
+use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
 use crate::evaluate::decoder_model::DecoderModel;
 use crate::evaluate::metrics::perplexity;
 use crate::evaluate::{EvaluateError, Measured};
 use crate::experiment::Evaluation;
 use crate::plan::Cell;
+use crate::quantize::steps::Step;
 use crate::quantize::{self, StepError, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
+use crate::record::statistics::{PrefixTokens, StatisticsResult, statistics_id};
 use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
-use crate::run::calibrator::CellCalibrator;
+use crate::run::calibrator::{CellCalibrator, Fresh};
 use crate::run::source::SourceError;
 use crate::run::{Event, RunError, Sweep, source};
 
@@ -103,6 +108,8 @@ impl Sweep<'_> {
             Err(_) if interrupted => return Ok(Ok(None)),
             Err(fault) => return Ok(Err(fault)),
         };
+        let (fresh, read) = (calibrator.fresh, calibrator.read);
+        let statistics = self.publish_statistics(source, set.as_deref(), fresh, read, &underway)?;
         if self.store.cell(id)?.is_none() {
             let result = CellResult {
                 id: id.into(),
@@ -111,11 +118,48 @@ impl Sweep<'_> {
                 calibration: set.map(|set| Value::Object(set.detail.clone())),
                 seed: cell.seed,
                 fitted,
+                statistics,
             };
             self.store.publish_cell(result, underway.finish())?;
         }
         self.store.clear_failure(id, None)?;
         Ok(Ok(Some((decoder, tap))))
+    }
+
+    /// Publishes the statistics that were collected for a cell; the ids of all that it read.
+    fn publish_statistics(
+        &self,
+        source: &source::Source,
+        set: Option<&CalibrationSet>,
+        fresh: Vec<Fresh>,
+        read: Vec<(Vec<Step>, Vec<u32>)>,
+        underway: &Underway,
+    ) -> Result<Vec<String>, RunError> {
+        let Some(set) = set else { return Ok(Vec::new()) };
+        let written = |steps: &[Step]| -> Vec<Value> {
+            steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
+        };
+        let id = |state: &[Step], prefix: &[u32]| {
+            statistics_id(&source.weights(), &source.identity.tokenizer, &set.hash, prefix, &written(state))
+        };
+        let text = |token: u32| source.checkpoint.tokenizer().decode(&[token]).unwrap_or_default();
+        for Fresh { state, prefix, statistics } in fresh {
+            let (sites, rows) = recorded(&statistics, &text);
+            let texts = prefix.iter().map(|&token| text(token)).collect();
+            let result = StatisticsResult {
+                id: id(&state, &prefix),
+                model: source.identity.clone(),
+                calibration: Value::Object(set.detail.clone()),
+                steps: written(&state),
+                prefix: (!prefix.is_empty()).then_some(PrefixTokens { tokens: prefix, texts }),
+                samples: statistics.samples as u64,
+                tokens: statistics.tokens,
+                sites,
+                tables: BTreeMap::new(),
+            };
+            self.store.publish_statistics(result, &rows, underway.clone().finish())?;
+        }
+        Ok(read.iter().map(|(state, prefix)| id(state, prefix)).collect())
     }
 
     /// Measures one evaluation and publishes it, or records why not.

@@ -13,11 +13,11 @@
 //! arXiv:2405.14428, prefix ablation: "random" and "BOS only". How its random prefixes were drawn is not known; BOS and
 //! two random tokens is our reading.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::calibrate::set;
 use crate::quantize::steps::{Stage, prefix};
 use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError};
 
@@ -169,8 +169,7 @@ impl Method for Random {
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let start = model.calibrator.start().ok_or(StepError::NoStart)?;
-        let purpose = format!("random prefix\u{0}{}", model.calibrator.seed());
-        let mut random = ChaCha8Rng::from_seed(*blake3::hash(purpose.as_bytes()).as_bytes());
+        let mut random = set::stream("random prefix", model.calibrator.seed());
         let ordinary = model.calibrator.ordinary();
         if ordinary.is_empty() {
             return Err(StepError::TooLittle("the vocabulary has no token that stands for text".into()));
