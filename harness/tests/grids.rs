@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use harness::quantize::fake_quant::ActivationRule;
+use harness::quantize::fake_quant::{ActivationRule, ScaleSource};
 use harness::quantize::grid::{CONVENTIONS, Convention, Granularity, Grid};
 use harness::quantize::rounding::{
     host_rows, range, round_activation, round_on_device, round_slice, round_weight, round_with,
@@ -226,6 +226,7 @@ fn a_tensor_scale_belongs_to_one_sequence_whatever_the_batch() {
         grid: Grid::new(8, Convention::Absmax),
         granularity: Granularity::Tensor,
         clip: 1.0,
+        scale: ScaleSource::Dynamic,
     };
     let (tokens, channels) = (5, 12);
     let mut values = gaussian(2 * tokens, channels);
@@ -261,13 +262,14 @@ fn sixteen_bits_are_the_identity() {
     for name in ["weights", "activations"] {
         let mut table = toml::Table::new();
         table.insert("bits".into(), 16.into());
-        let step = Step::read(name, toml::Value::Table(table)).unwrap().unwrap();
+        let step = Step::read(name, None, toml::Value::Table(table)).unwrap().unwrap();
         let mut group = models::Group { linears: vec![linear("a"), linear("b")] };
         let mut activation = None;
         let mut flight = harness::quantize::GroupInFlight {
             site: models::Site::block(0, models::Port::AttnIn),
             group: &mut group,
             activation: &mut activation,
+            kept: None,
         };
         step.method().apply(&mut flight).unwrap();
         for linear in &group.linears {

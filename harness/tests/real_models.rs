@@ -13,7 +13,7 @@ use harness::data::BosPolicy;
 use harness::data::window::windows;
 use harness::evaluate::decoder_model::DecoderModel;
 use harness::evaluate::metrics::perplexity;
-use harness::quantize::{self, steps::Step};
+use harness::quantize::{self, direct::Direct, steps::Step};
 use models::Checkpoint;
 
 fn shared() -> PathBuf {
@@ -31,7 +31,7 @@ fn there(path: PathBuf, test: &str) -> Option<PathBuf> {
 
 fn step(name: &str, keys: &str) -> Step {
     let table: toml::Table = keys.parse().unwrap();
-    Step::read(name, toml::Value::Table(table)).unwrap().unwrap().resolved()
+    Step::read(name, None, toml::Value::Table(table)).unwrap().unwrap().resolved()
 }
 
 fn perplexity(
@@ -49,8 +49,8 @@ fn perplexity(
     };
     let windows = windows(&ids, tokenizer.bos(), bos, length, Some(limit)).unwrap();
     let mut decoder = checkpoint.load(&Device::flex()).unwrap();
-    let (mut tap, _) = quantize::apply(steps, &mut decoder).unwrap();
-    let mut model = DecoderModel::new(&mut decoder, &mut tap);
+    let (mut tap, _) = quantize::apply(steps, &mut decoder, &mut Direct::default()).unwrap();
+    let mut model = DecoderModel::new(&mut decoder, &mut tap, tokenizer.bos());
     perplexity::measure(&mut model, &windows, &mut |_, _| true).unwrap().value
 }
 

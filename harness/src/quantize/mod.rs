@@ -5,6 +5,8 @@
 //! | [`grid`] | which values can be represented, how a scale is chosen |
 //! | [`rounding`] | rounding weights and activations to a grid, on the host and on devices |
 //! | [`fake_quant`] | the tap that rounds what linears read |
+//! | [`equivalence`] | the gate that every function-preserving step passes |
+//! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`admissible`] | what a step may say: the checks that steps share |
 //! | [`steps`] | one file per step of a recipe |
 
@@ -18,6 +20,7 @@ use crate::quantize::fake_quant::{ActivationRule, FakeQuant, Kept};
 use crate::quantize::steps::{Stage, Step};
 
 pub mod admissible;
+pub mod direct;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;

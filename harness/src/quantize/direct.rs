@@ -1,0 +1,77 @@
+//! A calibrator without a run around it: for tests, examples and whoever uses the steps as a library.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use models::Decoder;
+
+use crate::calibrate::observe;
+use crate::calibrate::statistics::Statistics;
+use crate::quantize::steps::Step;
+use crate::quantize::{Calibrator, StepError};
+
+/// Samples, the token that begins a sequence, and a seed. Knows no texts: a token is shown as its id.
+#[derive(Clone, Debug, Default)]
+pub struct Direct {
+    /// The calibration set.
+    pub samples: Vec<Vec<u32>>,
+    /// BOS.
+    pub start: Option<u32>,
+    /// Ids that stand for text.
+    pub ordinary: Vec<u32>,
+    /// The seed.
+    pub seed: u64,
+    /// Statistics by the transforms they are behind.
+    collected: BTreeMap<String, Rc<Statistics>>,
+}
+
+impl Direct {
+    /// A calibrator of these samples; `start` is BOS.
+    pub fn new(samples: Vec<Vec<u32>>, start: Option<u32>) -> Self {
+        Self { samples, start, ..Self::default() }
+    }
+}
+
+impl Calibrator for Direct {
+    fn samples(&self) -> &[Vec<u32>] {
+        &self.samples
+    }
+
+    fn statistics(&mut self, decoder: &mut Decoder, state: &[Step]) -> Result<Rc<Statistics>, StepError> {
+        let key = serde_json::to_string(state).expect("a step is plain data");
+        if let Some(known) = self.collected.get(&key) {
+            return Ok(known.clone());
+        }
+        let start = self.start.filter(|_| decoder.prefix.is_some());
+        let drop = start.is_some() && self.samples.iter().all(|sample| sample.first().copied() == start);
+        let options = observe::Options::default();
+        let statistics = observe::collect(decoder, &self.samples, drop, &options, &mut |_, _| true);
+        let statistics = Rc::new(statistics.map_err(|e| StepError::Statistics(e.to_string()))?);
+        self.collected.insert(key, statistics.clone());
+        Ok(statistics)
+    }
+
+    fn start(&self) -> Option<u32> {
+        self.start
+    }
+
+    fn token(&self, text: &str) -> Option<u32> {
+        text.parse().ok()
+    }
+
+    fn text(&self, token: u32) -> String {
+        token.to_string()
+    }
+
+    fn ordinary(&self) -> Vec<u32> {
+        self.ordinary.clone()
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn progress(&mut self, _: usize, _: usize) -> bool {
+        true
+    }
+}
