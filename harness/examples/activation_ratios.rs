@@ -4,6 +4,8 @@
 //!
 //! TOKENS.json is a list of lists of token ids. Prints as JSON, greatest ratio first, what the script prints.
 
+#![allow(clippy::print_stdout)]
+
 use std::error::Error;
 use std::path::Path;
 

@@ -5,6 +5,8 @@
 //!
 //! 32 samples of 512 tokens unless said otherwise.
 
+#![allow(clippy::print_stdout)]
+
 use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
