@@ -32,7 +32,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<(usize, Map<String, Value>)>, Item
 }
 
 fn json(value: AnyValue<'_>) -> Result<Value, String> {
-    Ok(match value {
+    Ok(match value.clone() {
         AnyValue::Null => Value::Null,
         AnyValue::Boolean(bit) => bit.into(),
         AnyValue::String(text) => text.into(),
@@ -45,6 +45,13 @@ fn json(value: AnyValue<'_>) -> Result<Value, String> {
                 json(item)
             });
             Value::Array(items.collect::<Result<_, String>>()?)
+        }
+        AnyValue::Struct(_, _, fields) => {
+            let names = fields.iter().map(|field| field.name().to_string());
+            let values = value._iter_struct_av().map(json);
+            Value::Object(
+                names.zip(values).map(|(name, value)| Ok((name, value?))).collect::<Result<_, String>>()?,
+            )
         }
         other => match other.extract::<i64>() {
             Some(number) if other.dtype().is_integer() => number.into(),
