@@ -233,6 +233,12 @@ def load(path=None, name=None, **_):
     else:
         own, make = POOLS[path]
         parts = splits(own, make, sum(map(ord, path)))
+        # Answers of nothing, which only examples may have.
+        if path == "allenai/winogrande":
+            parts["train"] = [{"sentence": f"Only {i} is left: _", "option1": "a", "option2": "b", "answer": "2"}
+                              for i in range(3)] + parts["train"][:3]
+        if path == "Rowan/hellaswag":
+            parts["train"] = [{**row, "endings": ["[title]"] * 4} for row in parts["train"][:3]] + parts["train"][3:6]
         if path == "cimec/lambada":
             parts["validation"] = rows(lambada, 30, 9)
         if path == "EleutherAI/race":

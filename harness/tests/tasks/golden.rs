@@ -60,8 +60,8 @@ fn requests_for_0_1_and_4_examples_are_the_reference_s() {
     for (name, record) in golden["tasks"].as_object().unwrap() {
         let task = task(name);
         seen.push(task.name());
-        let items = read(task, &record["docs"]);
-        let pool = record.get("pool").map(|pool| read(task, pool)).unwrap_or_default();
+        let items = read(task, &record["docs"], Amount::Subset);
+        let pool = record.get("pool").map(|pool| read(task, pool, Amount::Examples)).unwrap_or_default();
         for (shots, expected) in record["shots"].as_object().unwrap() {
             let built = few_shot(task, &items, &pool, shots.parse().unwrap(), SEED).unwrap();
             assert_eq!(built.len(), expected.as_array().unwrap().len());
@@ -86,8 +86,10 @@ fn metrics_of_items_are_the_reference_s() {
     let mut compared = 0;
     for (name, record) in golden["tasks"].as_object().unwrap() {
         let task = task(name);
-        for (i, (item, result)) in
-            read(task, &record["docs"]).iter().zip(record["results"].as_array().unwrap()).enumerate()
+        for (i, (item, result)) in read(task, &record["docs"], Amount::Subset)
+            .iter()
+            .zip(record["results"].as_array().unwrap())
+            .enumerate()
         {
             let judgement = item.prompt.judge(&answers(&result["answers"])).unwrap();
             compared += compare_metrics(&format!("{name}, document {i}"), &judgement, &result["metrics"]);
@@ -115,7 +117,7 @@ fn the_golden_documents_beside_the_repository_agree() {
         };
         // Every split holds the same documents there.
         let documents: Value = of(0).into_iter().map(|record| record["doc"].clone()).collect();
-        let items = read(task, &documents);
+        let items = read(task, &documents, Amount::Subset);
         for shots in [0, 1] {
             let expected = of(shots);
             if expected.is_empty() {
@@ -202,7 +204,11 @@ fn aggregates_and_standard_errors_are_the_reference_s() {
 fn mmlu_reports_subjects_groups_and_the_whole() {
     let mmlu = task("mmlu");
     let document = |subject: &str, answer: usize| json!({"question": "q", "subject": subject, "choices": ["a", "b", "c", "d"], "answer": answer});
-    let items = read(mmlu, &json!([document("anatomy", 0), document("anatomy", 1), document("virology", 0)]));
+    let items = read(
+        mmlu,
+        &json!([document("anatomy", 0), document("anatomy", 1), document("virology", 0)]),
+        Amount::Subset,
+    );
     let answer = |log_likelihood| Answer { log_likelihood, greedy: false, tokens: 1 };
     // Always the first choice: right, wrong, right.
     let answers = [answer(-1.0), answer(-2.0), answer(-3.0), answer(-4.0)];
@@ -226,12 +232,12 @@ fn mmlu_reports_subjects_groups_and_the_whole() {
 #[test]
 fn a_text_has_no_place_for_examples_and_a_small_pool_is_refused() {
     let wikitext = task("wikitext");
-    let items = read(wikitext, &json!([{"page": "a"}]));
+    let items = read(wikitext, &json!([{"page": "a"}]), Amount::Subset);
     let message = few_shot(wikitext, &items, &items, 1, SEED).unwrap_err().to_string();
     assert!(message.contains("`wikitext` scores whole texts"), "{message}");
 
     let golden = fixture("tasks.json");
-    let items = read(task("piqa"), &golden["tasks"]["piqa"]["docs"]);
+    let items = read(task("piqa"), &golden["tasks"]["piqa"]["docs"], Amount::Subset);
     // One more than asked for is drawn, to have one to spare.
     let message = few_shot(task("piqa"), &items, &items[..4], 4, SEED).unwrap_err().to_string();
     assert!(message.contains("need 5 items of the split `train`, and there are 4"), "{message}");

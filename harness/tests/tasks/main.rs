@@ -51,7 +51,7 @@ fn objects(documents: &Value) -> Vec<Map<String, Value>> {
     documents.as_array().unwrap().iter().map(|document| document.as_object().unwrap().clone()).collect()
 }
 
-fn read(task: &dyn Task, documents: &Value) -> Vec<Item> {
+fn read(task: &dyn Task, documents: &Value, amount: Amount) -> Vec<Item> {
     let objects = objects(documents);
-    from_objects(task, Path::new("golden"), &objects, Amount::Subset).unwrap().items
+    from_objects(task, Path::new("golden"), &objects, amount).unwrap().items
 }

@@ -117,8 +117,10 @@ pub enum Amount {
     Full,
     /// The first so many of each part, as the reference's `--limit`; the file must still hold them all.
     First(usize),
-    /// What the file holds: it is named a subset, or serves as examples.
+    /// What the file holds: it is named a subset.
     Subset,
+    /// What the file holds, to draw examples from. Continuations that are not scored may be empty, as the reference has it.
+    Examples,
 }
 
 /// Why items cannot be had.
@@ -212,7 +214,11 @@ pub fn load(task: &dyn Task, path: &Path, amount: Amount) -> Result<Items, ItemE
         let pages = articles(&text).into_iter().enumerate();
         let rows =
             pages.map(|(i, page)| (i + 1, Ok(Map::from_iter([("page".to_owned(), Value::from(page))]))));
-        return assemble(task, path, amount, Source::Raw, rows);
+        let mut items = assemble(task, path, amount, Source::Raw, rows)?;
+        if let Extent::Altered(_) = extent_of_rows(&text, TEST_ROWS) {
+            items.form = Form::RawWithoutBlankRows;
+        }
+        return Ok(items);
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(i, line)| (i + 1, fields::object(line)));
@@ -267,7 +273,7 @@ fn assemble(
         let fields = Fields::new(&map);
         let part = task.part(&fields).map_err(&wrong)?;
         let prompt = task.read(&fields, form).map_err(&wrong)?;
-        check(&prompt).map_err(&wrong)?;
+        check(&prompt, amount).map_err(&wrong)?;
         let id = fields.id().unwrap_or_else(|| found.to_string());
         found += 1;
         let count = taken.entry(part.clone()).or_default();
@@ -276,7 +282,7 @@ fn assemble(
             items.push(Item { id, part, prompt, document: fields.hash() });
         }
     }
-    if amount != Amount::Subset && found != task.items() {
+    if matches!(amount, Amount::Full | Amount::First(_)) && found != task.items() {
         let task_name = task.name().to_owned();
         return Err(ItemError::Count {
             path: path.to_owned(),
@@ -318,7 +324,7 @@ fn form_of(
 }
 
 /// What no task allows: a right answer that is not there, and continuations of nothing.
-fn check(prompt: &Prompt) -> Result<(), Fault> {
+fn check(prompt: &Prompt, amount: Amount) -> Result<(), Fault> {
     let (answers, gold, continuations): (usize, usize, Vec<&String>) = match prompt {
         Prompt::Choices { choices, gold, .. } => (choices.len(), *gold, choices.iter().collect()),
         Prompt::Contexts { texts, target, gold } => (texts.len(), *gold, vec![target]),
@@ -327,6 +333,9 @@ fn check(prompt: &Prompt) -> Result<(), Fault> {
     };
     if gold >= answers {
         return Err(Fault::Gold { gold: gold.to_string(), choices: answers });
+    }
+    if amount == Amount::Examples {
+        return Ok(());
     }
     match continuations.iter().position(|text| text.chars().all(crate::evaluate::python::text::is_space)) {
         Some(index) => Err(Fault::Empty { index }),

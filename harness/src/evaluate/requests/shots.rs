@@ -120,17 +120,17 @@ impl<'a> Sampler<'a> {
     }
 }
 
-/// Writes an example: the question, the delimiter, the right answer, and a blank line. An answer that is an empty text
-/// leaves the question alone.
+/// Writes an example: the question, the delimiter, the right answer, and a blank line. An empty answer that is a text of
+/// its own, and no choice, leaves the question alone: the reference takes it for none.
 fn show(prompt: &Prompt, before: &mut String) {
-    let (text, answer) = match prompt {
-        Prompt::Choices { text, choices, gold } => (text, &choices[*gold]),
-        Prompt::Contexts { texts, target, gold } => (&texts[*gold], target),
-        Prompt::Target { text, target } => (text, target),
+    let (text, answer, given) = match prompt {
+        Prompt::Choices { text, choices, gold } => (text, &choices[*gold], true),
+        Prompt::Contexts { texts, target, gold } => (&texts[*gold], target, !target.is_empty()),
+        Prompt::Target { text, target } => (text, target, !target.is_empty()),
         Prompt::Text { .. } => unreachable!("tasks that score whole texts have no examples"),
     };
     before.push_str(text);
-    if !answer.is_empty() {
+    if given {
         before.push_str(TARGET_DELIMITER);
         before.push_str(answer);
         before.push_str(EXAMPLE_DELIMITER);
