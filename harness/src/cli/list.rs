@@ -6,6 +6,9 @@ use models::Port;
 use crate::cli::{CliError, Options, Outcome, columns, print};
 use crate::data::corpus::{CORPORA, UDHR_LANGUAGES};
 use crate::data::generated::Generated;
+use crate::evaluate::questions;
+use crate::evaluate::scoring::Metric;
+use crate::evaluate::tasks::TASKS;
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
 use crate::quantize::grid::CONVENTIONS;
 use crate::quantize::steps::{STEPS, Step};
@@ -32,8 +35,10 @@ pub struct ListArgs {
 pub enum Registry {
     /// The steps that a recipe may have.
     Steps,
-    /// What `[[evaluate]]` may name.
+    /// What `[[evaluate]]` may name as its metric.
     Metrics,
+    /// What `[[evaluate]]` may name as its task.
+    Tasks,
     /// How a grid's scale follows from a range.
     Conventions,
     /// The places of a model where steps act.
@@ -67,6 +72,14 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
         Registry::Metrics => {
             METRICS.iter().map(|name| vec![name.to_string(), about(metric_page(name))]).collect()
         }
+        Registry::Tasks => TASKS
+            .iter()
+            .map(|task| {
+                let metrics: Vec<&str> = questions::metrics(*task).into_iter().map(Metric::name).collect();
+                let items = format!("{} items", task.items());
+                vec![task.name().to_string(), format!("version {}", task.version()), items, metrics.join(", ")]
+            })
+            .collect(),
         Registry::Conventions => CONVENTIONS
             .iter()
             .map(|c| {

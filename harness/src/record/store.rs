@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod format;
 mod stage;
+mod items;
 pub mod statistics;
 
 use std::fs;

@@ -2,23 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::Decoder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::calibrate::recorded::recorded;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
 use crate::evaluate::decoder_model::DecoderModel;
 use crate::evaluate::metrics::perplexity;
-use crate::evaluate::{EvaluateError, Measured};
-use crate::experiment::Evaluation;
+use crate::evaluate::questions::{self, Questions};
+use crate::evaluate::shared_scoring::Sharing;
+use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
+use crate::experiment::{Evaluation, TaskEvaluation};
 use crate::plan::Cell;
 use crate::quantize::steps::Step;
 use crate::quantize::{self, StepError, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
 use crate::record::statistics::{PrefixTokens, StatisticsResult, statistics_id};
+use crate::record::items::ItemRow;
+use crate::record::measurement_key;
+use crate::run::texts::Windows;
 use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
 use crate::run::calibrator::{CellCalibrator, Fresh};
 use crate::run::source::SourceError;
@@ -34,6 +40,39 @@ struct Fault {
 impl Fault {
     fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
         Self { stage, message: message.to_string(), cure: cure.to_string() }
+    }
+}
+
+/// An evaluation, ready for a model.
+enum Prepared<'a> {
+    Windows(Windows),
+    Questions(&'a TaskEvaluation, Rc<Questions>),
+}
+
+impl Prepared<'_> {
+    /// The values in the order of [`Evaluation::planned`], and a task's rows.
+    fn measure(
+        &self,
+        model: &mut dyn LanguageModel,
+        progress: &mut Progress,
+    ) -> Result<(Vec<Measured>, Vec<ItemRow>), EvaluateError> {
+        match self {
+            Prepared::Windows(windows) => {
+                Ok((vec![perplexity::measure(model, &windows.windows, progress)?], Vec::new()))
+            }
+            Prepared::Questions(block, asked) => {
+                let answered = questions::measure(model, block.task(), asked, progress)?;
+                Ok((answered.values.into_iter().map(|(_, measured)| measured).collect(), answered.rows))
+            }
+        }
+    }
+
+    /// What all of its measurements report.
+    fn detail(&self) -> Map<String, Value> {
+        match self {
+            Prepared::Windows(windows) => windows.detail.clone(),
+            Prepared::Questions(_, questions) => questions.detail.clone(),
+        }
     }
 }
 
@@ -172,27 +211,37 @@ impl Sweep<'_> {
         tap: &mut FakeQuant,
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
-        let metric = evaluation.id();
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
-        let windows = match self.texts.windows(evaluation, &source.checkpoint) {
-            Ok(windows) => windows,
-            Err(e) => {
-                let fault = Fault::new("evaluate", e, "change the evaluation's corpus, length or bos");
-                return self.fail(cell, id, Some(&metric), fault, underway);
+        let prepared = match evaluation {
+            Evaluation::Perplexity(perplexity) => {
+                let windows = self.texts.windows(perplexity, &source.checkpoint);
+                let cure = "change the evaluation's corpus, length or bos";
+                windows.map(Prepared::Windows).map_err(|e| Fault::new("evaluate", e, cure))
             }
+            Evaluation::Task(block) => {
+                let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
+                let questions = self.items.questions(block, &source.checkpoint, prefix);
+                let cure = "change the task's bos or its items";
+                let prepared = questions.map(|questions| Prepared::Questions(block, questions));
+                prepared.map_err(|e| Fault::new("evaluate", e, cure))
+            }
+        };
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(fault) => return self.fail(cell, id, Some(&evaluation.id()), fault, underway),
         };
         let tokenizer = source.checkpoint.tokenizer();
         let start = window_start(tokenizer.bos(), tokenizer.eos());
+        let sharing = if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
         let interrupt = self.interrupt;
         let observer = &mut *self.observer;
         let mut interrupted = false;
         let measured = catching(self.options.device, "evaluate", || {
-            let mut model = DecoderModel::new(decoder, tap, start);
-            let measured: Result<Measured, EvaluateError> =
-                perplexity::measure(&mut model, &windows.windows, &mut |done, total| {
-                    observer.event(Event::Progress { done, total });
-                    !interrupt.requested()
-                });
+            let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
+            let measured = prepared.measure(&mut model, &mut |done, total| {
+                observer.event(Event::Progress { done, total });
+                !interrupt.requested()
+            });
             underway.add_forward(model.forward.as_secs_f64(), model.tokens);
             match measured {
                 Ok(measured) => Ok(Some(measured)),
@@ -211,35 +260,45 @@ impl Sweep<'_> {
             self.summary.interrupted = true;
             return Ok(());
         }
-        let measured = match measured {
+        let (values, rows) = match measured {
             Ok(Some(measured)) => measured,
             Ok(None) => return Ok(()),
             Err(fault) => {
                 let message = fault.message.clone();
-                self.fail(cell, id, Some(&metric), fault, underway)?;
+                self.fail(cell, id, Some(&evaluation.id()), fault, underway)?;
                 return self.options.device.still_works().map_err(|e| RunError::Device {
                     device: self.options.device.name.clone(),
                     message: format!("{message}; {e}"),
                 });
             }
         };
-        let mut detail = windows.detail;
-        detail.extend(measured.detail);
-        let result = MeasurementResult {
-            cell: id.into(),
-            reading: cell.recipe.reading(),
-            metric: metric.clone(),
-            version: evaluation.version(),
-            value: measured.value,
-            stderr: measured.stderr,
-            n: measured.n,
-            detail,
-        };
+        let mut shared = prepared.detail();
         let seconds = underway.seconds();
-        self.store.publish_measurement(result.clone(), underway.finish())?;
-        self.store.clear_failure(id, Some(&metric))?;
-        self.summary.measured += 1;
-        self.measured(cell, &result, false, seconds);
+        let execution = underway.finish();
+        if !rows.is_empty() {
+            // Before the values: a value without its items could not be compared.
+            let hash = self.store.publish_items(id, &evaluation.id(), questions::VERSION, &rows)?;
+            shared.insert("items-file".into(), measurement_key(&evaluation.id(), questions::VERSION).into());
+            shared.insert("items-file-hash".into(), hash.into());
+        }
+        for (planned, measured) in evaluation.planned().into_iter().zip(values) {
+            let mut detail = shared.clone();
+            detail.extend(measured.detail);
+            let result = MeasurementResult {
+                cell: id.into(),
+                reading: cell.recipe.reading(),
+                metric: planned.metric,
+                version: planned.version,
+                value: measured.value,
+                stderr: measured.stderr,
+                n: measured.n,
+                detail,
+            };
+            self.store.publish_measurement(result.clone(), execution.clone())?;
+            self.store.clear_failure(id, Some(&result.metric))?;
+            self.summary.measured += 1;
+            self.measured(cell, &result, false, seconds);
+        }
         Ok(())
     }
 
