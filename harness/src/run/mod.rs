@@ -25,6 +25,7 @@ use crate::run::interrupt::Interrupt;
 mod calibrations;
 mod calibrator;
 mod cell;
+pub mod inspect;
 pub mod interrupt;
 mod source;
 pub mod survey;
