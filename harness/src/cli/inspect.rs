@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use crate::calibrate::statistics::OUTLIER_RATIO;
 use crate::cli::progress::Progress;
 use crate::cli::{CliError, Options, Outcome, print, say};
 use crate::data::BosPolicy;
@@ -112,7 +113,10 @@ pub fn run(args: &InspectArgs) -> Result<Outcome, CliError> {
         let subject = inspect::subject(&request, &models, &data, &mut progress);
         progress.finish();
         let set = subject?.calibration;
-        say(&format!("would look at {} samples × {} tokens of {}", set.samples, set.length, set.name));
+        print(&format!(
+            "would look at {}: {} samples × {} tokens of {}\n",
+            request.model.label, set.samples, set.length, set.name
+        ))?;
         return Ok(Outcome::Complete);
     }
     let device = device::select(options.device)?;
@@ -209,7 +213,7 @@ fn text(seen: &Inspection, top: usize) -> String {
         "r: mean over samples of max / lower median of the token scales; a token's scale is its largest |x|",
     );
     line(&format!(
-        "wide: channels whose largest |x| is over {CHANNEL_OUTLIER} times the median channel's; widest: the greatest of them"
+        "outliers: channels whose largest |x| is over {CHANNEL_OUTLIER} times the median channel's; channel: the largest"
     ));
     if let Some(tokens) = &seen.tokens {
         let spiking: Vec<&TokenSpikes> = tokens.spiking().collect();
@@ -219,13 +223,13 @@ fn text(seen: &Inspection, top: usize) -> String {
         };
         line("");
         line(&format!(
-            "{what} at {} (over 8 medians; first places in a sample, and later ones)",
+            "{what} at {}: over {OUTLIER_RATIO} medians, at first places in a sample and at later ones",
             tokens.site
         ));
         line("");
         line(table_of_tokens(&listed, top, seen.start).trim_end());
         if listed.len() > top {
-            line(&format!("and {} more: --top {0}, or --format json", listed.len() - top));
+            line(&format!("and {} more: --top {}", listed.len() - top, listed.len()));
         }
         if tokens.capped {
             line("Some samples have more spikes than are kept: the counts may be too small.");
@@ -255,7 +259,7 @@ fn groups(seen: &Inspection, top: usize) -> String {
     if seen.behind_prefix.is_some() {
         header.push("behind prefix");
     }
-    header.extend(["max |x|", "median", "wide", "widest", "position", "token"]);
+    header.extend(["max |x|", "median", "outliers", "channel", "position", "token"]);
     let mut rows = vec![header.into_iter().map(String::from).collect::<Vec<_>>()];
     let ratio = |site: Option<&SiteSummary>| {
         site.and_then(|site| site.ratio).map_or_else(|| "undefined".into(), |r| digits(r, 4))

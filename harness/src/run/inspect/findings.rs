@@ -196,14 +196,9 @@ pub fn verdict(
         said.push(format!("no spikes: the largest ratio is {} ({})", digits(ratio, 3), largest.site));
     } else {
         let others = groups.iter().skip(1).filter(|group| group.ratio.is_none_or(|r| r >= SPIKING)).count();
-        let others = match others {
-            0 => String::new(),
-            1 => ", and those of 1 other group in the same way".into(),
-            n => format!(", and those of {n} other groups in the same way"),
-        };
         let token = largest.top.first().map(|top| named(top.token, &top.text)).unwrap_or_default();
         said.push(format!(
-            "per-tensor activation scales will be dominated by {} (r = {}, {token}){others}",
+            "per-tensor activation scales will be dominated by {} (r = {}, {token})",
             largest.site,
             digits(ratio, 3)
         ));
@@ -211,9 +206,14 @@ pub fn verdict(
             "an 8-bit scale per tensor there leaves its median token {} of {STEPS} steps",
             digits(STEPS / ratio, 2)
         ));
+        match others {
+            0 => {}
+            1 => said.push(format!("1 more group has a ratio of {SPIKING} or more")),
+            n => said.push(format!("{n} more groups have a ratio of {SPIKING} or more")),
+        }
         if let Some(trigger) = tokens.and_then(|tokens| only_at_first(tokens)) {
             said.push(format!(
-                "{} spikes at its first place in a sample and not later: a prefix that holds it may take the spikes away",
+                "{} spikes only at its first place in a sample: a prefix that holds it may take the spikes away",
                 named(trigger.token, &trigger.text)
             ));
         }
