@@ -124,7 +124,7 @@ pub enum InspectError {
         /// The model's label.
         model: String,
         /// Why not.
-        source: SourceError,
+        source: Box<SourceError>,
         /// What else may be meant.
         note: &'static str,
     },
@@ -143,7 +143,7 @@ pub enum InspectError {
     Corpus(#[from] CorpusError),
     /// The samples.
     #[error(transparent)]
-    Draw(#[from] DrawError),
+    Draw(Box<DrawError>),
     /// Samples that the model cannot take.
     #[error(
         "samples of {length} tokens are longer than the context of {model}, {context} tokens: say --length {context} or less"
@@ -172,7 +172,7 @@ pub enum InspectError {
         /// The model's label.
         model: String,
         /// Why not.
-        source: StepError,
+        source: Box<StepError>,
     },
     /// A folder with records of something else.
     #[error(
@@ -296,7 +296,7 @@ pub fn subject(
             SourceError::Hub(_) => " (there is no folder of this name)",
             _ => "",
         },
-        source,
+        source: Box::new(source),
     })?;
     let tokenizer = source.checkpoint.tokenizer();
     let start = window_start(tokenizer.bos(), tokenizer.eos());
@@ -373,7 +373,9 @@ pub fn inspect(
     let subject = subject(request, &options.models, &options.data, observer)?;
     let source = &subject.source;
     let tokenizer = source.checkpoint.tokenizer();
-    let set = Rc::new(set::draw(&subject.calibration, subject.text.as_ref(), tokenizer, request.seed)?);
+    let set = set::draw(&subject.calibration, subject.text.as_ref(), tokenizer, request.seed)
+        .map_err(|e| InspectError::Draw(Box::new(e)))?;
+    let set = Rc::new(set);
     check_prefix(request, &subject, &set)?;
     let store = options.out.as_deref().map(open_store).transpose()?;
     if interrupt.requested() {
@@ -448,11 +450,11 @@ fn passes(
     let label = &request.model.label;
     let failed = |source: StepError| match source {
         StepError::Interrupted => InspectError::Interrupted,
-        source => InspectError::Step { model: label.clone(), source },
+        source => InspectError::Step { model: label.clone(), source: Box::new(source) },
     };
     let mut decoder = checkpoint.load(&device.device).map_err(|e| InspectError::Source {
         model: label.clone(),
-        source: e.into(),
+        source: Box::new(e.into()),
         note: "",
     })?;
     calibrator.statistics(&mut decoder, &[]).map_err(failed)?;
@@ -479,7 +481,7 @@ fn check_prefix(request: &Request, subject: &Subject, set: &CalibrationSet) -> R
         start: subject.start,
         token: &|text: &str| calibrator::one_token(checkpoint, text),
     };
-    let failed = |source| InspectError::Step { model: request.model.label.clone(), source };
+    let failed = |source| InspectError::Step { model: request.model.label.clone(), source: Box::new(source) };
     step.method().check_model(&facts).map_err(failed)
 }
 

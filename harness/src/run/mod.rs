@@ -214,7 +214,7 @@ pub enum RunError {
         /// The model's label.
         model: String,
         /// Why not.
-        source: StepError,
+        source: Box<StepError>,
     },
     /// The device failed in a way that leaves it unusable.
     #[error(
@@ -393,7 +393,7 @@ impl Sweep<'_> {
                     recipe: cell.recipe.name.clone(),
                     step: format!("{place}.{}", step.name()),
                     model: cell.model.label.clone(),
-                    source: e,
+                    source: Box::new(e),
                 })?;
             }
         }
