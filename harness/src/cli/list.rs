@@ -77,7 +77,12 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
             .map(|task| {
                 let metrics: Vec<&str> = questions::metrics(*task).into_iter().map(Metric::name).collect();
                 let items = format!("{} items", task.items());
-                vec![task.name().to_string(), format!("version {}", task.version()), items, metrics.join(", ")]
+                vec![
+                    task.name().to_string(),
+                    format!("version {}", task.version()),
+                    items,
+                    metrics.join(", "),
+                ]
             })
             .collect(),
         Registry::Conventions => CONVENTIONS

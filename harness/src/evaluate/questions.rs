@@ -121,7 +121,8 @@ pub fn measure(
     let mut rows = Vec::new();
     let mut judgements = Vec::with_capacity(questions.items.len());
     let mut next = 0;
-    for ((item, requests), encoded) in questions.items.iter().zip(&questions.requests).zip(&questions.encoded) {
+    for ((item, requests), encoded) in questions.items.iter().zip(&questions.requests).zip(&questions.encoded)
+    {
         let mut of_item = Vec::with_capacity(encoded.len());
         for request in encoded {
             let parts = &answers[next..next + request.sequences.len()];

@@ -203,7 +203,7 @@ fn model(name: &str, block: &Block<'_>) -> Checked<Model> {
 }
 
 /// Whether a name reads `organisation/name`.
-fn is_hub_id(name: &str) -> bool {
+pub(crate) fn is_hub_id(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && !part.starts_with(['-', '.'])

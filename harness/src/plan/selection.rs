@@ -70,12 +70,11 @@ impl Selection {
                 && names.calibration.is_none_or(|name| self.calibrations.selects(name))
         });
         for cell in &mut plan.cells {
-            cell.evaluations
-                .retain(|evaluation| {
-                    let ids = evaluation.ids();
-                    let names: Vec<&str> = ids.iter().map(String::as_str).chain([evaluation.metric()]).collect();
-                    self.tasks.selects_any(&names)
-                });
+            cell.evaluations.retain(|evaluation| {
+                let ids = evaluation.ids();
+                let names: Vec<&str> = ids.iter().map(String::as_str).chain([evaluation.metric()]).collect();
+                self.tasks.selects_any(&names)
+            });
         }
         plan.cells.retain(|cell| !cell.evaluations.is_empty());
         if plan.cells.is_empty() { Err(SelectionError::Nothing) } else { Ok(plan) }

@@ -8,8 +8,8 @@
 use std::io::Cursor;
 
 use polars::prelude::{
-    BooleanChunked, Column, DataFrame, Float64Chunked, ParquetCompression, ParquetReader, ParquetWriter, PolarsError,
-    SerReader, StringChunked, UInt32Chunked,
+    BooleanChunked, Column, DataFrame, Float64Chunked, ParquetCompression, ParquetReader, ParquetWriter,
+    PolarsError, SerReader, StringChunked, UInt32Chunked,
 };
 
 /// One request of an item, and what the model said to it.
@@ -91,8 +91,10 @@ pub fn to_parquet(rows: &[ItemRow]) -> Vec<u8> {
 pub fn from_parquet(bytes: Vec<u8>) -> Result<Vec<ItemRow>, PolarsError> {
     let frame = ParquetReader::new(Cursor::new(bytes)).finish()?;
     let texts = |name: &str| -> Result<StringChunked, PolarsError> { Ok(frame.column(name)?.str()?.clone()) };
-    let counts = |name: &str| -> Result<UInt32Chunked, PolarsError> { Ok(frame.column(name)?.u32()?.clone()) };
-    let flags = |name: &str| -> Result<BooleanChunked, PolarsError> { Ok(frame.column(name)?.bool()?.clone()) };
+    let counts =
+        |name: &str| -> Result<UInt32Chunked, PolarsError> { Ok(frame.column(name)?.u32()?.clone()) };
+    let flags =
+        |name: &str| -> Result<BooleanChunked, PolarsError> { Ok(frame.column(name)?.bool()?.clone()) };
     let log_likelihoods: Float64Chunked = frame.column("log_likelihood")?.f64()?.clone();
     let (item, part, document) = (texts("item")?, texts("part")?, texts("document")?);
     let (request, request_hash) = (counts("request")?, texts("request_hash")?);

@@ -9,8 +9,8 @@ mod claim;
 mod error;
 mod files;
 mod format;
-mod stage;
 mod items;
+mod stage;
 pub mod statistics;
 
 use std::fs;

@@ -21,20 +21,20 @@ use crate::plan::Cell;
 use crate::quantize::steps::Step;
 use crate::quantize::{self, StepError, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
-use crate::record::statistics::{PrefixTokens, StatisticsResult, statistics_id};
 use crate::record::items::ItemRow;
 use crate::record::measurement_key;
-use crate::run::texts::Windows;
+use crate::record::statistics::{PrefixTokens, StatisticsResult, StatisticsRows, statistics_id};
 use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
 use crate::run::calibrator::{CellCalibrator, Fresh};
 use crate::run::source::SourceError;
+use crate::run::texts::Windows;
 use crate::run::{Event, RunError, Sweep, source};
 
 /// What went wrong with a cell, before it is written down.
-struct Fault {
+pub(super) struct Fault {
     stage: &'static str,
-    message: String,
-    cure: String,
+    pub(super) message: String,
+    pub(super) cure: String,
 }
 
 impl Fault {
@@ -175,30 +175,11 @@ impl Sweep<'_> {
         underway: &Underway,
     ) -> Result<Vec<String>, RunError> {
         let Some(set) = set else { return Ok(Vec::new()) };
-        let written = |steps: &[Step]| -> Vec<Value> {
-            steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
-        };
-        let id = |state: &[Step], prefix: &[u32]| {
-            statistics_id(&source.weights(), &source.identity.tokenizer, &set.hash, prefix, &written(state))
-        };
-        let text = |token: u32| source.checkpoint.tokenizer().decode(&[token]).unwrap_or_default();
-        for Fresh { state, prefix, statistics } in fresh {
-            let (sites, rows) = recorded(&statistics, &text);
-            let texts = prefix.iter().map(|&token| text(token)).collect();
-            let result = StatisticsResult {
-                id: id(&state, &prefix),
-                model: source.identity.clone(),
-                calibration: Value::Object(set.detail.clone()),
-                steps: written(&state),
-                prefix: (!prefix.is_empty()).then_some(PrefixTokens { tokens: prefix, texts }),
-                samples: statistics.samples as u64,
-                tokens: statistics.tokens,
-                sites,
-                tables: BTreeMap::new(),
-            };
+        for fresh in fresh {
+            let (result, rows) = statistics_result(source, set, fresh);
             self.store.publish_statistics(result, &rows, underway.clone().finish())?;
         }
-        Ok(read.iter().map(|(state, prefix)| id(state, prefix)).collect())
+        Ok(read.iter().map(|(state, prefix)| id_of(source, set, prefix, &written(state))).collect())
     }
 
     /// Measures one evaluation and publishes it, or records why not.
@@ -327,6 +308,38 @@ impl Sweep<'_> {
     }
 }
 
+/// Statistics as the store keeps them: the summary, whose tables have no hashes yet, and their rows.
+pub(super) fn statistics_result(
+    source: &source::Source,
+    set: &CalibrationSet,
+    Fresh { state, prefix, statistics }: Fresh,
+) -> (StatisticsResult, StatisticsRows) {
+    let text = |token: u32| source.checkpoint.tokenizer().decode(&[token]).unwrap_or_default();
+    let (sites, rows) = recorded(&statistics, &text);
+    let texts = prefix.iter().map(|&token| text(token)).collect();
+    let steps = written(&state);
+    let result = StatisticsResult {
+        id: id_of(source, set, &prefix, &steps),
+        model: source.identity.clone(),
+        calibration: Value::Object(set.detail.clone()),
+        steps,
+        prefix: (!prefix.is_empty()).then_some(PrefixTokens { tokens: prefix, texts }),
+        samples: statistics.samples as u64,
+        tokens: statistics.tokens,
+        sites,
+        tables: BTreeMap::new(),
+    };
+    (result, rows)
+}
+
+fn id_of(source: &source::Source, set: &CalibrationSet, prefix: &[u32], steps: &[Value]) -> String {
+    statistics_id(&source.weights(), &source.identity.tokenizer, &set.hash, prefix, steps)
+}
+
+fn written(steps: &[Step]) -> Vec<Value> {
+    steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
+}
+
 /// Whether device work is under way whose panics are caught, on whatever thread they happen.
 static CATCHING: AtomicBool = AtomicBool::new(false);
 
@@ -336,7 +349,7 @@ pub fn catching_now() -> bool {
 }
 
 /// Runs device work so that a panic of the framework or its driver becomes a fault.
-fn catching<T>(
+pub(super) fn catching<T>(
     device: &crate::device::Selected,
     stage: &'static str,
     work: impl FnOnce() -> Result<T, Fault>,

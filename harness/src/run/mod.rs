@@ -25,6 +25,7 @@ use crate::run::interrupt::Interrupt;
 mod calibrations;
 mod calibrator;
 mod cell;
+pub mod inspect;
 pub mod interrupt;
 mod items;
 mod source;
@@ -218,7 +219,7 @@ pub enum RunError {
         /// The model's label.
         model: String,
         /// Why not.
-        source: StepError,
+        source: Box<StepError>,
     },
     /// The device failed in a way that leaves it unusable.
     #[error(
@@ -401,7 +402,7 @@ impl Sweep<'_> {
                     recipe: cell.recipe.name.clone(),
                     step: format!("{place}.{}", step.name()),
                     model: cell.model.label.clone(),
-                    source: e,
+                    source: Box::new(e),
                 })?;
             }
         }
