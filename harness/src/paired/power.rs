@@ -62,8 +62,8 @@ pub fn power(items: u64, discordance: f64, difference: f64, alpha: f64) -> Resul
     let m = checked(items, discordance)?;
     let z = upper("the level of a test", alpha, 0.5)?;
     let size = difference.abs();
-    // `!(a <= b)`: NaN is refused, too.
-    if !(size <= discordance) {
+    // NaN is in no range, and so refused, too.
+    if !(0.0..=discordance).contains(&size) {
         let range = "at most the discordance rate, in size";
         return Err(PairedError::OutOfRange { what: "the difference", value: difference, range });
     }
