@@ -136,6 +136,13 @@ impl<'a> Entry<'a> {
         self.fitted(is_qfem)?.get("next").and_then(site_and_ratio)
     }
 
+    /// The tokens of its prefix as texts, in quotation marks that show their spaces.
+    pub fn prefix_text(&self) -> Option<String> {
+        let texts = self.fitted(is_prefix)?.get("text")?.as_array()?;
+        let quoted: Vec<String> = texts.iter().filter_map(Value::as_str).map(quoted).collect();
+        (!quoted.is_empty()).then(|| quoted.join(" "))
+    }
+
     /// How many groups the model has.
     pub fn groups(&self) -> Option<u64> {
         self.fitted(is_qfem)?.get("groups")?.as_u64()
@@ -264,6 +271,11 @@ pub fn ungiven(step: &Value) -> Value {
     step
 }
 
+/// A token as text, in quotation marks, with arrows for what has no shape.
+pub fn quoted(token: &str) -> String {
+    format!("“{}”", token.replace('\n', "↵").replace('\t', "⇥"))
+}
+
 /// A number as short as it can be written.
 pub fn short(value: f64) -> String {
     if value.is_infinite() { "∞".to_owned() } else { format!("{value}") }
@@ -318,7 +330,7 @@ pub fn scheme_name(activations: &Value) -> String {
     let number = |key: &str| activations.get(key).and_then(Value::as_f64).map(short).unwrap_or_default();
     let name = match text(activations, "observer") {
         None => format!("{granularity} dynamic"),
-        Some("percentile") => format!("{granularity} static, {} %", number("percentile")),
+        Some("percentile") => format!("{granularity} static, percentile {}", number("percentile")),
         Some("ema") => format!("{granularity} static, moving average"),
         Some(observer) => format!("{granularity} static, {observer}"),
     };
@@ -333,24 +345,38 @@ fn asymmetric(activations: &Value, name: String) -> String {
     }
 }
 
-/// What a reader calls a recipe without its cures: `W8A8 per-tensor dynamic`, `SmoothQuant (α 0.8), W8A8 …`.
-pub fn host_name(steps: &[&Value]) -> String {
-    let bits = |step: &&Value| step.get("bits").and_then(Value::as_u64).unwrap_or(16);
+/// `W8A8`, `W4A8, weights per group(64)`: the widths of a recipe, and the weights' granularity where it is not `channel`.
+pub fn grid_name(steps: &[&Value]) -> String {
     let weights = steps.iter().find(|step| is_weights(step));
     let activations = steps.iter().find(|step| is_activations(step));
+    let bits = |step: Option<&&Value>| step.map_or(16, |step| bits(step));
+    let mut name = format!("W{}A{}", bits(weights), bits(activations));
+    if let Some(granularity) = weights.and_then(|step| text(step, "granularity"))
+        && granularity != "channel"
+    {
+        name.push_str(&format!(", weights per {granularity}"));
+    }
+    name
+}
+
+fn bits(step: &Value) -> u64 {
+    step.get("bits").and_then(Value::as_u64).unwrap_or(16)
+}
+
+/// What a reader calls a recipe without its cures: `W8A8 per-tensor dynamic`, `SmoothQuant (α 0.8), W8A8 …`.
+pub fn host_name(steps: &[&Value]) -> String {
     let mut parts: Vec<String> = steps
         .iter()
         .filter(|step| !is_weights(step) && !is_activations(step))
         .map(|step| step_name(step))
         .collect();
-    let mut grid = format!("W{}A{}", weights.map_or(16, bits), activations.map_or(16, bits));
-    if let Some(activations) = activations.filter(|step| bits(step) < 16) {
-        grid.push_str(&format!(" {}", scheme_name(activations)));
-    }
-    if let Some(granularity) = weights.and_then(|step| text(step, "granularity"))
-        && granularity != "channel"
-    {
-        grid.push_str(&format!(", weights per {granularity}"));
+    let mut grid = grid_name(steps);
+    if let Some(activations) = steps.iter().find(|step| is_activations(step) && bits(step) < 16) {
+        let scheme = scheme_name(activations);
+        grid = match grid.split_once(',') {
+            Some((widths, rest)) => format!("{widths} {scheme},{rest}"),
+            None => format!("{grid} {scheme}"),
+        };
     }
     parts.push(grid);
     parts.join(", ")

@@ -8,8 +8,9 @@ use super::sheet::{DASH, DROP, MARGIN, RADIUS, STROKE, Sample, Sheet, TEXT, WIDT
 use super::{Anchor, Colour, Dash, Drawing, elide, text_width};
 use crate::report::metric;
 
-/// Vertical room of one series within a band, and the air that a band has besides.
+/// Vertical room of one series within a band, of its outlines below it, and the air that a band has besides.
 const LANE: f64 = 11.0;
+const OUTLINE: f64 = 10.0;
 const AIR: f64 = 15.0;
 /// Most room that the names of bands may take.
 const NAMES: f64 = 0.42 * WIDTH;
@@ -68,7 +69,8 @@ impl Bands {
         // An interval that its mark would hide is not drawn.
         let visible = |(_, value, high): (f64, f64, f64)| axis.place(high) - axis.place(value) > RADIUS + 1.0;
         let top = sheet.head(&self.title, &self.legend(visible)) + 8.0;
-        let height = LANE * self.series.len() as f64 + AIR;
+        let lane = if self.points.iter().any(|point| point.hollow) { LANE + OUTLINE } else { LANE };
+        let height = lane * self.series.len() as f64 + AIR;
         let bottom = top + height * self.bands.len() as f64;
 
         for i in (0..self.bands.len()).step_by(2) {
@@ -102,11 +104,11 @@ impl Bands {
             sheet.line((x, top), (x, bottom), colour, STROKE, Some(Dash { phase, ..DASH }));
         }
         for point in &self.points {
-            let y = top + height * point.band as f64 + AIR / 2.0 + LANE * (point.series as f64 + 0.5);
+            let first = top + height * point.band as f64 + AIR / 2.0 + lane * point.series as f64;
+            let y = if point.hollow { first + LANE + OUTLINE / 2.0 - 1.0 } else { first + LANE / 2.0 };
             let (colour, form) = palette::series(point.series);
             let (low, value, high) = point.interval;
-            // The interval of an original is as long as that of its neighbour, and would hide it.
-            if visible(point.interval) && !point.hollow {
+            if visible(point.interval) {
                 sheet.bar(axis.place(low), axis.place(high), y, colour);
             }
             if point.hollow {
@@ -134,7 +136,7 @@ impl Bands {
         if !self.lines.is_empty() {
             entries.push((Sample::Dashes, Colour::GREY, self.dashed.clone()));
         }
-        if self.points.iter().any(|point| !point.hollow && visible(point.interval)) {
+        if self.points.iter().any(|point| visible(point.interval)) {
             entries.push((Sample::Bar, Colour::GREY, "95 % interval".to_owned()));
         }
         entries

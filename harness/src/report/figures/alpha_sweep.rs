@@ -1,4 +1,4 @@
-//! `alpha-sweep`: what QFeM's threshold α costs and buys, one drawing for each family of recipes and metric.
+//! `alpha-sweep`: what QFeM's threshold α costs and buys, one drawing for each model, family of recipes and metric.
 //!
 //! Recipes that are equal but for how many groups their `keep` step excepts. Where they give α, the upper panel shows
 //! the metric against α and the lower one the number of excepted groups, with the stairs that the ratios on record
@@ -58,7 +58,7 @@ fn families<'a>(entries: &[Entry<'a>]) -> Vec<Family<'a>> {
         .collect();
     let key = |entry: &Entry<'_>| {
         let rest = entry.step(is_qfem).map(|step| canonical_json(&recipes::ungiven(step)));
-        (entry.key_without(&[is_qfem]), rest)
+        (entry.model().to_owned(), entry.key_without(&[is_qfem]), rest)
     };
     let mut families = Vec::new();
     for family in distinct(kept.iter().map(key)) {
@@ -83,7 +83,7 @@ struct Place {
     auto: bool,
 }
 
-/// A model with a calibration set and a seed.
+/// A calibration set and a seed.
 struct Series {
     name: String,
     places: Vec<Place>,
@@ -94,6 +94,7 @@ struct Series {
 }
 
 struct Chart {
+    model: String,
     host: String,
     series: Vec<Series>,
     by_alpha: bool,
@@ -104,27 +105,22 @@ impl Family<'_> {
     fn chart(&self, entries: &[Entry<'_>]) -> Chart {
         let draws = recipes::draws(&self.members);
         let mut series = Vec::new();
-        for model in distinct(self.members.iter().map(Entry::model)) {
-            for draw in &draws {
-                let members: Vec<&Entry<'_>> = self
-                    .members
-                    .iter()
-                    .filter(|entry| entry.model() == model && entry.is_of(*draw))
-                    .collect();
-                if let Some(first) = members.first() {
-                    let ends = ends(first, entries);
-                    series.push(Series {
-                        name: recipes::with_draw(model, *draw, &draws),
-                        ..self.series(&members, ends, recipes::original(entries, model))
-                    });
-                }
+        let model = self.members[0].model();
+        for draw in &draws {
+            let members: Vec<&Entry<'_>> = self.members.iter().filter(|entry| entry.is_of(*draw)).collect();
+            if let Some(first) = members.first() {
+                let name = recipes::with_draw(model, *draw, &draws);
+                let ends = ends(first, entries);
+                series.push(self.series(name, &members, ends, recipes::original(entries, model)));
             }
         }
         let rest = |entry: &Entry<'_>| entry.key_without(&[is_qfem]);
         let own = rest(&self.members[0]);
-        let failed =
-            |entry: &&Entry<'_>| entry.is_failed() && entry.step(is_qfem).is_some() && rest(entry) == own;
+        let failed = |entry: &&Entry<'_>| {
+            entry.is_failed() && entry.model() == model && entry.step(is_qfem).is_some() && rest(entry) == own
+        };
         Chart {
+            model: model.to_owned(),
             host: recipes::host_name(&self.members[0].without(&[is_qfem])),
             series,
             by_alpha: self.by_alpha,
@@ -134,6 +130,7 @@ impl Family<'_> {
 
     fn series(
         &self,
+        name: String,
         members: &[&Entry<'_>],
         (none, all): (Option<&Entry<'_>>, Option<&Entry<'_>>),
         original: Option<&Entry<'_>>,
@@ -177,7 +174,7 @@ impl Family<'_> {
             }
         }
         let all_ratios = ratios.len() as f64 == groups;
-        Series { name: String::new(), places, ratios, all_ratios, original: original.and_then(Entry::value) }
+        Series { name, places, ratios, all_ratios, original: original.and_then(Entry::value) }
     }
 }
 
@@ -284,12 +281,12 @@ impl Chart {
         let (left, right) = (MARGIN + widest + 10.0, WIDTH - MARGIN - 8.0);
         let across = self.across(left, right);
 
-        let title = if self.by_alpha { "The threshold α of QFeM" } else { "Groups that QFeM excepts" };
+        let title = if self.by_alpha { "Threshold α of QFeM" } else { "Groups that QFeM excepts" };
         let visible = |place: &Place| {
             value_axis.place(place.interval.2) - value_axis.place(place.interval.1) > RADIUS + 1.0
         };
         let bars = self.series.iter().flat_map(|series| &series.places).any(visible);
-        let top = sheet.head(&format!("{title}: {}", self.host), &self.legend(bars)) + NAME;
+        let top = sheet.head(&format!("{title}, {}: {}", self.host, self.model), &self.legend(bars)) + NAME;
         let bottom = top + UPPER;
         panel(&mut sheet, (left, right), (top, bottom), &upright, &across);
         sheet.text((left, top - 8.0), &axis_name(id, &value_axis), TEXT, Anchor::Start, Colour::INK);
@@ -355,7 +352,8 @@ impl Chart {
         sheet.centred(left, right, first, name, Colour::INK);
         sheet.centred(left, right, second, id, Colour::GREY);
         let height = (second + 0.24 * TEXT + MARGIN).ceil();
-        let stem = format!("alpha-sweep-{}-{}", file_stem(&self.host), file_stem(id));
+        let stem =
+            format!("alpha-sweep-{}-{}-{}", file_stem(&self.model), file_stem(&self.host), file_stem(id));
         Drawing { stem, caption: self.caption(id), width: WIDTH, height, shapes: sheet.shapes }
     }
 
@@ -401,7 +399,10 @@ impl Chart {
                 self.host
             )
         } else {
-            format!("QFeM: {name} against the number of excepted groups, {protocol}: {}.", self.host)
+            format!(
+                "QFeM: {name} against the number of excepted groups, {protocol}: {} of {}.",
+                self.host, self.model
+            )
         };
         if self.by_alpha {
             caption.push_str(

@@ -94,10 +94,14 @@ fn draw(family: &[Entry<'_>], entries: &[Entry<'_>], id: &str) -> Drawing {
             let Some((band, shown)) = band.zip(entry.interval()) else {
                 continue;
             };
-            let behind = recipes::reference(entries, entry).and_then(Entry::interval);
+            let behind = match entry.step(is_prefix) {
+                Some(_) => recipes::reference(entries, entry),
+                None => recipes::original(entries, model),
+            };
+            let behind = behind.and_then(Entry::interval);
             points.extend(behind.map(|interval| Point { band, series: lane, interval, hollow: true }));
             points.push(Point { band, series: lane, interval: shown, hollow: false });
-            if let Some(text) = prefix_text(entry) {
+            if let Some(text) = entry.prefix_text() {
                 said.push((
                     band,
                     format!("{} of {}: {text}", bands[band], recipes::with_draw(model, *draw, &draws)),
@@ -140,17 +144,6 @@ fn draw(family: &[Entry<'_>], entries: &[Entry<'_>], id: &str) -> Drawing {
         metric: id.to_owned(),
     };
     chart.draw(format!("prefix-ablation-{}-{}", file_stem(&host), file_stem(id)), caption)
-}
-
-/// The tokens of an entry's prefix as text, each in quotation marks that show its spaces.
-pub fn prefix_text(entry: &Entry<'_>) -> Option<String> {
-    let texts = entry.fitted(is_prefix)?.get("text")?.as_array()?;
-    let quoted: Vec<String> = texts
-        .iter()
-        .filter_map(Value::as_str)
-        .map(|text| format!("“{}”", text.replace('\n', "↵").replace('\t', "⇥")))
-        .collect();
-    (!quoted.is_empty()).then(|| quoted.join(" "))
 }
 
 fn capital(word: &str) -> String {

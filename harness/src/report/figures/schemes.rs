@@ -63,7 +63,9 @@ fn families<'a>(entries: &[Entry<'a>]) -> Vec<Vec<Entry<'a>>> {
             let with = members.iter().filter(|entry| cure_of(entry) == *cure);
             distinct(with.filter_map(|entry| entry.step(is_activations))).len()
         };
-        if distinct(members.iter().filter_map(|entry| entry.step(is_activations))).len() < 2 {
+        if distinct(members.iter().filter_map(|entry| entry.step(is_activations))).len() < 2
+            || !members.iter().any(is_of_the_paper)
+        {
             continue;
         }
         let shown = |entry: &&Entry<'_>| {
@@ -73,6 +75,12 @@ fn families<'a>(entries: &[Entry<'a>]) -> Vec<Vec<Entry<'a>>> {
         families.push(members.iter().filter(shown).copied().collect());
     }
     families
+}
+
+/// Plain dynamic schemes alone are what the figure of perplexities shows.
+fn is_of_the_paper(entry: &Entry<'_>) -> bool {
+    let fixed = entry.step(is_activations).is_some_and(|step| step.get("observer").is_some());
+    fixed || cure_of(entry) != (None, None)
 }
 
 fn cure_of(entry: &Entry<'_>) -> (Option<String>, Option<String>) {
@@ -124,10 +132,9 @@ fn draw(family: &[Entry<'_>], entries: &[Entry<'_>], id: &str) -> Drawing {
     let model = family[0].model();
     let original = recipes::original(entries, model).and_then(Entry::value);
     let host = family[0].without(&[is_qfem, is_prefix]);
-    let bits = |step: &Value| step.get("bits").and_then(Value::as_u64).unwrap_or(16);
-    let grid = format!("W{}A{}", bits(host[0]), bits(host[1]));
+    let host = recipes::grid_name(&host);
     let mut caption = format!(
-        "{grid} of {model} with different scales of activations, {}. The dashed line is the original.",
+        "{host} of {model} with different scales of activations, {}. The dashed line is the original.",
         metric::split(id).1
     );
     let key = common(&family[0]);
@@ -136,7 +143,7 @@ fn draw(family: &[Entry<'_>], entries: &[Entry<'_>], id: &str) -> Drawing {
         caption.push_str(&format!(" {failed} failed and are not shown."));
     }
     let chart = Bands {
-        title: format!("{grid}: whose scale, {model}"),
+        title: format!("Scales of activations, {host}: {model}"),
         bands: recipes::told_apart(
             schemes.iter().map(|(scheme, recipe)| (recipes::scheme_name(scheme), *recipe)).collect(),
         ),
@@ -147,5 +154,5 @@ fn draw(family: &[Entry<'_>], entries: &[Entry<'_>], id: &str) -> Drawing {
         dashed: "original".to_owned(),
         metric: id.to_owned(),
     };
-    chart.draw(format!("schemes-{}-{}-{}", file_stem(model), grid, file_stem(id)), caption)
+    chart.draw(format!("schemes-{}-{}-{}", file_stem(model), file_stem(&host), file_stem(id)), caption)
 }

@@ -11,7 +11,6 @@ use super::Section;
 use super::cures::{Host, hosts};
 use super::partial::{PARTS, rankings};
 use crate::record::{Contents, canonical_json};
-use crate::report::figures::prefix_ablation::prefix_text;
 use crate::report::pivot::distinct;
 use crate::report::published::{self, Cure, ORIGINAL, Origin, Published};
 use crate::report::recipes::{self, Draw, Entry, Given, is_activations, is_prefix, is_qfem, is_weights};
@@ -343,7 +342,7 @@ fn prefixes(paper: &Published, entries: &[Entry<'_>]) -> Option<Table> {
     let found: Vec<Entry<'_>> = found.copied().collect();
     let draws = recipes::draws(&found);
     let texts = found.iter().filter_map(|entry| {
-        Some((recipes::with_draw(entry.model(), entry.draw(), &draws), prefix_text(entry)?))
+        Some((recipes::with_draw(entry.model(), entry.draw(), &draws), entry.prefix_text()?))
     });
     for (name, text) in distinct(texts) {
         table.rows.push(vec![Cell::Text(name), Cell::text("ours"), Cell::Text(text), Cell::text("measured")]);
@@ -352,8 +351,7 @@ fn prefixes(paper: &Published, entries: &[Entry<'_>]) -> Option<Table> {
         return None;
     }
     for row in &paper.prefix {
-        let tokens: Vec<String> =
-            row.tokens.iter().map(|token| format!("“{}”", token.replace('\n', "↵"))).collect();
+        let tokens: Vec<String> = row.tokens.iter().map(|token| recipes::quoted(token)).collect();
         table.rows.push(vec![
             Cell::text(&row.model),
             Cell::text("paper"),

@@ -115,20 +115,13 @@ fn table(entries: &[Entry<'_>], model: &str, id: &str) -> Option<Table> {
     if let Some(words) = metric::direction(id).words() {
         table.notes.push(format!("{words}{errors}"));
     }
-    let shown = members().count();
-    let swept = entries.iter().filter(|entry| {
-        entry.model() == model
-            && !entry.is_reference()
-            && entry.step(is_qfem).or(entry.step(is_prefix)).is_some()
-    });
-    if swept.count()
-        > members().filter(|entry| entry.step(is_qfem).or(entry.step(is_prefix)).is_some()).count()
-    {
-        table.notes.push(format!(
-            "{shown} recipes: of a host with recipes that have both, those whose QFeM and prefix stand together; every \
-             recipe stands in the table of {}",
-            metric::split(id).0
-        ));
+    let is_cured = |entry: &Entry<'_>| entry.step(is_qfem).or(entry.step(is_prefix)).is_some();
+    let planned = entries.iter().filter(|entry| entry.model() == model && !entry.is_reference());
+    if planned.filter(|entry| is_cured(entry)).count() > members().filter(|entry| is_cured(entry)).count() {
+        table.notes.push(
+            "of a host with several, the QFeM and the prefix that also stand together; every recipe is in the table of all"
+                .to_owned(),
+        );
     }
     Some(table)
 }
