@@ -267,7 +267,7 @@ fn cures_stand_below_their_hosts_with_differences_to_both_originals() {
         ],
         "{lines:#?}"
     );
-    assert!(lines.iter().any(|line| line.contains("every recipe is in the table of all")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains("the rest of a sweep")), "{lines:#?}");
 }
 
 #[test]
@@ -338,6 +338,7 @@ fn a_sweep_of_thresholds_has_its_ends_and_its_stairs() {
     for text in ["0", "∞", "number of excepted groups", "perplexity, logarithmic (lower is better)"] {
         assert!(texts(drawing).contains(&text), "{text}: {:?}", texts(drawing));
     }
+    assert!(drawing.caption.contains("W8A8 per-tensor dynamic of tiny."), "{}", drawing.caption);
     // α = 0 (W8A16), 5, 40 twice (auto, top 2), 50, ∞ (given, so the naive recipe is not drawn a second time), in both
     // panels; the legend; a ring of two discs about `auto` in both panels and in the legend.
     let marks = drawing.shapes.iter().filter(|shape| matches!(shape, Shape::Mark { .. })).count();

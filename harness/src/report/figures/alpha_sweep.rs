@@ -302,15 +302,16 @@ impl Chart {
                 .iter()
                 .map(|place| (across.place(place.x), bottom - value_axis.place(place.interval.1)))
                 .collect();
+            // Rings first: their white must not cover a neighbour.
+            for (_, at) in series.places.iter().zip(&points).filter(|(place, _)| place.auto) {
+                sheet.ring(*at, colour);
+            }
             sheet.shapes.push(Shape::Line { points: points.clone(), colour, width: 1.0, dash: None });
             for (place, at) in series.places.iter().zip(points) {
                 if visible(place) {
                     let (low, _, high) = place.interval;
                     let ends = (bottom - value_axis.place(low), bottom - value_axis.place(high));
                     sheet.upright_bar(at.0, ends.0, ends.1, colour);
-                }
-                if place.auto {
-                    sheet.ring(at, colour);
                 }
                 sheet.mark(at, form, colour);
             }
@@ -324,16 +325,16 @@ impl Chart {
             sheet.text((left, top - 8.0), "number of excepted groups", TEXT, Anchor::Start, Colour::INK);
             for (i, series) in self.series.iter().enumerate() {
                 let (colour, form) = palette::series(i);
+                let at = |place: &Place| (across.place(place.x), end - count_axis.place(place.count));
+                for place in series.places.iter().filter(|place| place.auto) {
+                    sheet.ring(at(place), colour);
+                }
                 let stairs = stairs(series);
                 let points =
                     stairs.iter().map(|(x, n)| (across.place(*x).max(left), end - count_axis.place(*n)));
                 sheet.shapes.push(Shape::Line { points: points.collect(), colour, width: 1.0, dash: None });
                 for place in &series.places {
-                    let at = (across.place(place.x), end - count_axis.place(place.count));
-                    if place.auto {
-                        sheet.ring(at, colour);
-                    }
-                    sheet.mark(at, form, colour);
+                    sheet.mark(at(place), form, colour);
                 }
             }
         }
@@ -395,8 +396,8 @@ impl Chart {
         let (name, protocol) = metric::split(id);
         let mut caption = if self.by_alpha {
             format!(
-                "QFeM's threshold: {name} and number of excepted groups against α, {protocol}: {}.",
-                self.host
+                "QFeM's threshold: {name} and number of excepted groups against α, {protocol}: {} of {}.",
+                self.host, self.model
             )
         } else {
             format!(

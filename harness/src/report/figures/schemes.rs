@@ -63,16 +63,15 @@ fn families<'a>(entries: &[Entry<'a>]) -> Vec<Vec<Entry<'a>>> {
             let with = members.iter().filter(|entry| cure_of(entry) == *cure);
             distinct(with.filter_map(|entry| entry.step(is_activations))).len()
         };
-        if distinct(members.iter().filter_map(|entry| entry.step(is_activations))).len() < 2
-            || !members.iter().any(is_of_the_paper)
-        {
-            continue;
-        }
         let shown = |entry: &&Entry<'_>| {
             let cure = cure_of(entry);
             cure == (None, None) || schemes_with(&cure) > 1
         };
-        families.push(members.iter().filter(shown).copied().collect());
+        let shown: Vec<Entry<'a>> = members.iter().filter(shown).copied().collect();
+        let schemes = distinct(shown.iter().filter_map(|entry| entry.step(is_activations))).len();
+        if schemes > 1 && shown.iter().any(is_of_the_paper) {
+            families.push(shown);
+        }
     }
     families
 }

@@ -119,7 +119,7 @@ fn table(entries: &[Entry<'_>], model: &str, id: &str) -> Option<Table> {
     let planned = entries.iter().filter(|entry| entry.model() == model && !entry.is_reference());
     if planned.filter(|entry| is_cured(entry)).count() > members().filter(|entry| is_cured(entry)).count() {
         table.notes.push(
-            "of a host with several, the QFeM and the prefix that also stand together; every recipe is in the table of all"
+            "of a host with several, the QFeM and the prefix that also stand together; the rest of a sweep stands in the first table"
                 .to_owned(),
         );
     }
