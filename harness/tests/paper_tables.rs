@@ -212,7 +212,7 @@ fn example(reference: &str) -> Contents {
     records.cell(m, "original+qfep", &[qfep()], Some(2.125));
     records.cell(m, "h", &on(&[qfep()]), Some(3.0));
     records.cell(m, "i", &on(&[qfep(), qfem("top", json!(2))]), Some(2.25));
-    records.cell(m, "original+bos", &[bos.clone()], Some(2.0));
+    records.cell(m, "original+bos", std::slice::from_ref(&bos), Some(2.0));
     records.cell(m, "j", &on(&[bos]), Some(140.0));
     records.cell(m, "k", &on(&[no_bos]), Some(4.0));
     records.cell(m, "l", &[weights(), token.clone()], Some(2.0625));
