@@ -15,7 +15,10 @@ use plotters::style::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyl
 use super::ReportError;
 
 pub mod axis;
+pub mod bands;
 pub mod palette;
+pub mod scale;
+pub mod sheet;
 
 pub use palette::Colour;
 

@@ -4,7 +4,10 @@ use super::ReportError;
 use super::drawing::Drawing;
 use crate::record::Contents;
 
+pub mod alpha_sweep;
 pub mod perplexity;
+pub mod prefix_ablation;
+pub mod schemes;
 
 /// A figure of a report. It reads records and hands over drawings; it never touches a file.
 pub trait Figure: Sync {
@@ -22,7 +25,8 @@ pub trait Figure: Sync {
 }
 
 /// All figures, in alphabetical order of their names.
-pub const FIGURES: &[&dyn Figure] = &[&perplexity::Perplexity];
+pub const FIGURES: &[&dyn Figure] =
+    &[&alpha_sweep::AlphaSweep, &perplexity::Perplexity, &prefix_ablation::PrefixAblation, &schemes::Schemes];
 
 /// All drawings of all figures that apply.
 ///
