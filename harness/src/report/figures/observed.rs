@@ -178,7 +178,7 @@ impl<'a> State<'a> {
 pub struct ShownPort {
     /// As in records.
     pub port: &'static str,
-    /// What reads or makes it.
+    /// The linear layers that read it, or what it is.
     pub about: &'static str,
     /// Its colour in every figure.
     pub colour: Colour,
@@ -187,7 +187,7 @@ pub struct ShownPort {
 }
 
 impl ShownPort {
-    /// `down_in (input of down)`.
+    /// `down_in (down)`.
     pub fn label(&self) -> String {
         format!("{} ({})", self.port, self.about)
     }
@@ -205,10 +205,10 @@ pub fn ports() -> [ShownPort; 5] {
         ShownPort { port, about, colour, mark }
     };
     [
-        of("attn_in", "input of q, k, v", 0),
-        of("o_in", "input of o", 2),
-        of("mlp_in", "input of gate, up", 4),
-        of("down_in", "input of down", 1),
+        of("attn_in", "q, k, v", 0),
+        of("o_in", "o", 2),
+        of("mlp_in", "gate, up", 4),
+        of("down_in", "down", 1),
         ShownPort { port: RESIDUAL, about: "hidden states", colour: Colour::GREY, mark: Mark::Diamond },
     ]
 }
@@ -218,7 +218,8 @@ pub fn is_positive(value: f64) -> bool {
     value.is_finite() && value > 0.0
 }
 
-fn capital(text: &str) -> String {
+/// With a capital at its beginning.
+pub fn capital(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use super::observed::{Observed, ShownPort, State, by_calibration, is_positive, observed, ports};
+use super::observed::{Observed, ShownPort, State, by_calibration, capital, is_positive, observed, ports};
 use super::{Figure, file_stem};
 use crate::record::Contents;
 use crate::record::statistics::{HistogramRow, SequenceRow};
@@ -29,6 +29,8 @@ pub struct OutlierHistograms;
 const HEIGHT: f64 = 165.0;
 /// The share of smallest magnitudes that axes leave out: they are many octaves, and no outliers.
 const CUT: f64 = 0.01;
+/// The same where only outliers are to be seen.
+const CUT_BY_BLOCK: f64 = 0.1;
 /// Decades of shares that have a tone of their own; what is rarer has the lightest.
 const TONES: i32 = 8;
 
@@ -135,9 +137,9 @@ fn total(bins: &[Bin]) -> u64 {
     bins.iter().fold(0, |sum, bin| sum.saturating_add(bin.count))
 }
 
-/// The lower edge from which on an axis shows these bins: all but a hundredth of what they count lies above.
-fn cut(bins: &[Bin]) -> Option<f64> {
-    let least = CUT * total(bins) as f64;
+/// The lower edge from which on an axis shows these bins: no more than this share of what they count lies below.
+fn cut(bins: &[Bin], share: f64) -> Option<f64> {
+    let least = share * total(bins) as f64;
     let mut before = 0.0;
     let shown = bins.iter().find(|bin| {
         before += bin.count as f64;
@@ -163,9 +165,15 @@ fn by_block(model: &Model<'_>) -> Option<Drawing> {
         .filter(|(_, blocks)| blocks.values().flatten().any(|bin| bin.edges().is_some()))
         .collect();
     let all = || shown.iter().flat_map(|(_, blocks)| blocks.values());
-    let low = all().filter_map(|bins| cut(bins)).fold(f64::INFINITY, f64::min);
+    let low = shown
+        .iter()
+        .filter_map(|(port, _)| {
+            let rows = model.histograms.iter().filter(|row| row.port == port.port && row.layer.is_some());
+            cut(&pooled(rows), CUT_BY_BLOCK)
+        })
+        .fold(f64::INFINITY, f64::min);
     let high = all().flatten().filter_map(Bin::edges).map(|(_, upper)| upper).fold(0.0, f64::max);
-    let rarest = all().flat_map(|bins| bins.iter().map(|bin| level(bin, total(bins)))).max()?;
+    let rarest = all().flat_map(|bins| runs(bins, low)).map(|(_, _, level)| level).max()?;
     if shown.is_empty() || !(is_positive(low) && is_positive(high)) {
         return None;
     }
@@ -210,8 +218,8 @@ fn by_block(model: &Model<'_>) -> Option<Drawing> {
     }
     let caption = format!(
         "Histograms of the magnitudes of activations of {}, a column of colour for each block. Blocks are numbered from \
-         0; the darker, the greater the share of the block's values in a bin, four bins per octave; red lines are the \
-         greatest. What is smaller than 99 % of a block's values may be cut off. {}",
+         0; tones are the share of a block's values per octave, in four bins per octave; red lines are the greatest. The \
+         smallest values, up to a tenth of a port's, are below the axis. {}",
         model.observed.model,
         model.observed.provenance(&[model.state])
     );
@@ -222,11 +230,16 @@ fn by_block(model: &Model<'_>) -> Option<Drawing> {
     Some(canvas.finish(stem, caption, end))
 }
 
-/// The decade of a bin's share: 0 from a tenth on, 1 from a hundredth on …
-fn level(bin: &Bin, total: u64) -> i32 {
-    let share = bin.count.max(1) as f64 / total.max(1) as f64;
-    // Shares of a power of ten exactly belong to the decade above.
-    ((-share.log10() - 1e-9).floor() as i32).clamp(0, TONES - 1)
+/// The share of `total` that a bin holds, per octave of its width, so that bins of unequal width compare.
+fn density(bin: &Bin, total: u64) -> Option<f64> {
+    let (lower, upper) = bin.edges()?;
+    Some(bin.count as f64 / total.max(1) as f64 / (upper / lower).log2())
+}
+
+/// The decade of a density: 0 from a tenth on, 1 from a hundredth on …
+fn level(density: f64) -> i32 {
+    // Exact powers of ten belong to the decade above.
+    ((-density.log10() - 1e-9).floor() as i32).clamp(0, TONES - 1)
 }
 
 /// Neighbouring bins of one level together: lower and upper edge, level. From `low` up.
@@ -235,7 +248,7 @@ fn runs(bins: &[Bin], low: f64) -> Vec<(f64, f64, i32)> {
     let mut runs: Vec<(f64, f64, i32)> = Vec::new();
     for bin in bins {
         let Some((lower, upper)) = bin.edges().filter(|(_, upper)| *upper > low) else { continue };
-        let level = level(bin, total);
+        let level = density(bin, total).map_or(TONES - 1, level);
         match runs.last_mut() {
             Some(last) if last.1 == lower && last.2 == level => last.1 = upper,
             _ => runs.push((lower.max(low), upper, level)),
@@ -278,7 +291,7 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
     }
     let mut canvas = Canvas::default();
     let (title, upright_name, level_name) = match counted {
-        Counted::Values => ("Magnitudes of activations, all blocks together", "share of values", "|x|"),
+        Counted::Values => ("Magnitudes of activations, all blocks together", "share per octave", "|x|"),
         Counted::Maxima => {
             ("Greatest activations, by block and sequence", "blocks × sequences", "greatest |x|")
         }
@@ -293,13 +306,15 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
     let (panels, end) = panels(shown.len(), 2, y, HEIGHT);
     for ((port, series), panel) in shown.iter().zip(&panels) {
         let height = |bin: &Bin, all: &[Bin]| match counted {
-            Counted::Values => bin.count as f64 / total(all).max(1) as f64,
+            Counted::Values => density(bin, total(all)).unwrap_or(0.0),
             Counted::Maxima => bin.count as f64,
         };
         let heights = series.iter().flat_map(|all| all.iter().map(move |bin| height(bin, all)));
-        let upright = panel.upright(heights.filter(|height| is_positive(*height)));
+        // A single count stands above the axis, not on it.
+        let least = (counted == Counted::Maxima).then_some(1.0);
+        let upright = panel.upright(heights.filter(|height| is_positive(*height)).chain(least));
         let low = match counted {
-            Counted::Values => series.iter().filter_map(|bins| cut(bins)).fold(f64::INFINITY, f64::min),
+            Counted::Values => series.iter().filter_map(|bins| cut(bins, CUT)).fold(f64::INFINITY, f64::min),
             Counted::Maxima => 0.0,
         };
         let edges = |bins: &[Bin]| -> Vec<(f64, f64, f64)> {
@@ -314,7 +329,9 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
         panel.level_grid(&mut canvas, &level, level_name);
         for (i, steps) in steps.iter().enumerate() {
             for path in stairs(steps, panel, &level, &upright) {
-                canvas.path(path, palette::series(i).0, STROKE);
+                // What comes later is thinner, so that lines of equal models show all their colours.
+                let width = STROKE + 1.4 * (models.len() - 1 - i).min(3) as f64;
+                canvas.path(path, palette::series(i).0, width);
             }
         }
         panel.edges(&mut canvas);
@@ -337,9 +354,9 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
         .collect();
     let (what, sums) = match counted {
         Counted::Values => (
-            "Share of activation values by magnitude, all blocks together, of",
+            "Share of activation values per octave of magnitude, all blocks together, of",
             format!(
-                "Four bins per octave, both axes logarithmic; the smallest hundredth is cut off. Tokens seen without \
+                "Four bins per octave, both axes logarithmic; the smallest hundredth of a model's values is below the axis. Tokens seen without \
                  prefix: {}.",
                 seen.join(", ")
             ),
@@ -353,7 +370,7 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
             ),
         ),
     };
-    let caption = format!("{what} {}. {sums} The {}.", names.join(", "), first.about_calibration());
+    let caption = format!("{what} {}. {sums} {}.", names.join(" and "), capital(&first.about_calibration()));
     let kind = match counted {
         Counted::Values => "models",
         Counted::Maxima => "maxima",
@@ -415,19 +432,23 @@ mod tests {
     #[test]
     fn bins_of_one_decade_are_one_patch() {
         let bins =
-            [bin(0.0, 0.0, 0), bin(1.0, 1.25, 90), bin(1.25, 1.5, 9), bin(1.5, 1.75, 1), bin(2.0, 2.5, 1)];
-        // Of 101: above a tenth, below a tenth, and twice below a hundredth with a gap between.
-        assert_eq!(runs(&bins, 1.0), [(1.0, 1.25, 0), (1.25, 1.5, 1), (1.5, 1.75, 2), (2.0, 2.5, 2)]);
+            [bin(0.0, 0.0, 0), bin(1.0, 2.0, 9000), bin(2.0, 2.5, 320), bin(2.5, 3.0, 260), bin(3.0, 3.5, 3)];
+        let gap = bin(4.0, 8.0, 9);
+        // Per octave nine tenths; a tenth, twice; thousandths, with a gap between.
+        assert_eq!(
+            runs(&[&bins[..], &[gap]].concat(), 1.0),
+            [(1.0, 2.0, 0), (2.0, 3.0, 1), (3.0, 3.5, 2), (4.0, 8.0, 3)]
+        );
         let together = [bin(1.0, 1.25, 50), bin(1.25, 1.5, 50)];
         assert_eq!(runs(&together, 1.1), [(1.1, 1.5, 0)]);
     }
 
     #[test]
     fn an_axis_begins_where_a_hundredth_is_left_out() {
-        assert_eq!(cut(&[bin(0.0, 0.0, 5), bin(1.0, 2.0, 4), bin(2.0, 4.0, 991)]), Some(2.0));
-        assert_eq!(cut(&[bin(0.0, 0.0, 999), bin(1.0, 2.0, 1)]), Some(1.0));
-        assert_eq!(cut(&[bin(0.0, 0.0, 7)]), None);
-        assert_eq!(cut(&[]), None);
+        assert_eq!(cut(&[bin(0.0, 0.0, 5), bin(1.0, 2.0, 4), bin(2.0, 4.0, 991)], 0.01), Some(2.0));
+        assert_eq!(cut(&[bin(0.0, 0.0, 999), bin(1.0, 2.0, 1)], 0.01), Some(1.0));
+        assert_eq!(cut(&[bin(0.0, 0.0, 7)], 0.01), None);
+        assert_eq!(cut(&[], 0.01), None);
     }
 
     proptest! {
