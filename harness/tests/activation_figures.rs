@@ -251,13 +251,13 @@ fn stems(drawings: &[Drawing]) -> Vec<&str> {
 }
 
 fn texts(drawing: &Drawing) -> Vec<&str> {
-    let text = |shape: &'_ Shape| -> Option<&str> {
-        match shape {
-            Shape::Text { text, .. } | Shape::Upward { text, .. } => Some(text),
-            _ => None,
+    let mut texts = Vec::new();
+    for shape in &drawing.shapes {
+        if let Shape::Text { text, .. } | Shape::Upward { text, .. } = shape {
+            texts.push(text.as_str());
         }
-    };
-    drawing.shapes.iter().filter_map(text).collect()
+    }
+    texts
 }
 
 #[test]
@@ -299,6 +299,21 @@ fn every_figure_is_drawn_for_every_model_and_set_and_repeats_its_bytes() {
         "{}",
         drawings[0].caption
     );
+}
+
+#[test]
+fn figures_are_listed_with_what_they_show() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_quantscope"))
+        .args(["list", "figures"])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let mut lines = listed.lines();
+    for figure in figures::FIGURES {
+        let line = lines.next().unwrap();
+        assert!(line.starts_with(figure.name()) && line.ends_with(figure.about()), "{line}");
+    }
+    assert!(listed.contains("token-scales") && lines.next().is_none(), "{listed}");
 }
 
 #[test]
