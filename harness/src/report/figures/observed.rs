@@ -213,9 +213,10 @@ pub fn ports() -> [ShownPort; 5] {
     ]
 }
 
-/// Whether a logarithmic axis can show it.
+/// Whether a logarithmic axis can show it. The bounds are beyond every ratio of two f32; what a record could say beyond
+/// them would make an axis whose ends are no numbers.
 pub fn is_positive(value: f64) -> bool {
-    value.is_finite() && value > 0.0
+    (1e-100..1e100).contains(&value)
 }
 
 /// With a capital at its beginning.

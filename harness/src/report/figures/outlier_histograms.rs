@@ -309,10 +309,6 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
             Counted::Values => density(bin, total(all)).unwrap_or(0.0),
             Counted::Maxima => bin.count as f64,
         };
-        let heights = series.iter().flat_map(|all| all.iter().map(move |bin| height(bin, all)));
-        // A single count stands above the axis, not on it.
-        let least = (counted == Counted::Maxima).then_some(1.0);
-        let upright = panel.upright(heights.filter(|height| is_positive(*height)).chain(least));
         let low = match counted {
             Counted::Values => series.iter().filter_map(|bins| cut(bins, CUT)).fold(f64::INFINITY, f64::min),
             Counted::Maxima => 0.0,
@@ -323,6 +319,10 @@ fn over_models(calibration: &str, models: &[Model<'_>], counted: Counted) -> Opt
             edges.map(|((lower, upper), height)| (lower.max(low), upper, height)).collect()
         };
         let steps: Vec<Vec<(f64, f64, f64)>> = series.iter().map(|bins| edges(bins)).collect();
+        let heights = steps.iter().flatten().map(|(_, _, height)| *height);
+        // A single count stands above the axis, not on it.
+        let least = (counted == Counted::Maxima).then_some(1.0);
+        let upright = panel.upright(heights.filter(|height| is_positive(*height)).chain(least));
         let level = panel.level(steps.iter().flatten().flat_map(|(lower, upper, _)| [*lower, *upper]));
         panel.heading(&mut canvas, &port.label());
         panel.upright_grid(&mut canvas, &upright, upright_name);
