@@ -444,7 +444,7 @@ mod tests {
     fn texts_stand_where_their_bounds_say() {
         // The dark pixels of a text drawn alone must fill the box that `bounds` gives, whatever its anchor.
         let upward =
-            |at, anchor| Shape::Upward { at, text: "pear".into(), size: 16.0, anchor, colour: Colour::INK };
+            |at, anchor| Shape::Upward { at, text: "help".into(), size: 16.0, anchor, colour: Colour::INK };
         let anchors = [Anchor::Start, Anchor::Middle, Anchor::End];
         let level = anchors.map(|anchor| (anchor, text((100.0, 60.0), anchor)));
         let upright = anchors.map(|anchor| (anchor, upward((100.0, 50.0), anchor)));
