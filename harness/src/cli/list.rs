@@ -12,8 +12,9 @@ use crate::evaluate::tasks::TASKS;
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
 use crate::quantize::grid::CONVENTIONS;
 use crate::quantize::steps::{STEPS, Step};
+use crate::report::figures::FIGURES;
 
-/// List the registered steps, metrics, conventions, models, corpora or experiment keys.
+/// List the registered steps, metrics, conventions, models, corpora, figures or experiment keys.
 ///
 /// One name a line, with a word on each; `quantscope explain NAME` prints the page of a step or metric.
 #[derive(Debug, Args)]
@@ -47,6 +48,8 @@ pub enum Registry {
     Models,
     /// The texts that are known by name.
     Corpora,
+    /// What a report draws where its records hold it.
+    Figures,
     /// The keys of the experiment file, by block.
     Keys,
 }
@@ -109,6 +112,9 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
             let generated =
                 Generated::ALL.map(|corpus| vec![corpus.name().to_string(), corpus.summary().to_string()]);
             named.chain(UDHR_LANGUAGES.iter().map(parallel)).chain(generated).collect()
+        }
+        Registry::Figures => {
+            FIGURES.iter().map(|figure| vec![figure.name().to_string(), figure.about().to_string()]).collect()
         }
         Registry::Keys => {
             experiment::keys().into_iter().map(|(block, keys)| vec![block, keys.join(", ")]).collect()

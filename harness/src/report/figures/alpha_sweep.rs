@@ -28,6 +28,10 @@ impl Figure for AlphaSweep {
         "alpha-sweep"
     }
 
+    fn about(&self) -> &'static str {
+        "perplexity and excepted groups against QFeM's α"
+    }
+
     fn applies(&self, contents: &Contents) -> bool {
         rows::metrics(contents).iter().any(|metric| !families(&recipes::entries(contents, metric)).is_empty())
     }

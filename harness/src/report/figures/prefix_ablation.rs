@@ -25,6 +25,10 @@ impl Figure for PrefixAblation {
         "prefix-ablation"
     }
 
+    fn about(&self) -> &'static str {
+        "what the prefix has to be: recipes equal but for it"
+    }
+
     fn applies(&self, contents: &Contents) -> bool {
         rows::metrics(contents).iter().any(|metric| !families(&recipes::entries(contents, metric)).is_empty())
     }

@@ -26,6 +26,10 @@ impl Figure for Schemes {
         "schemes"
     }
 
+    fn about(&self) -> &'static str {
+        "activation scales per tensor, static, per token, with and without cures"
+    }
+
     fn applies(&self, contents: &Contents) -> bool {
         rows::metrics(contents).iter().any(|metric| !families(&recipes::entries(contents, metric)).is_empty())
     }
