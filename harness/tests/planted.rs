@@ -330,7 +330,9 @@ fn excepting_the_largest_helps_and_a_middle_one_changes_nothing() {
                 assert!(errors[site] <= naive_errors[site], "{version} top {k}: {site}");
             }
             let loss = logit_mse(&toy.original, &mut made, &fed);
-            assert!(loss < last, "{version} top {k}: {loss} after {last}");
+            // Behind the only spike the others have ratios below 2, and little is left to win.
+            let allowed = if k == 1 { naive_mse / 100.0 } else { 1.01 * last };
+            assert!(loss < allowed, "{version} top {k}: {loss} after {last}");
             last = loss;
         }
         // No recipe excepts exactly this one.
@@ -392,13 +394,18 @@ fn static_scales_leave_the_prefix_out() {
 fn a_sequence_is_rounded_as_if_it_were_alone() {
     let mut toy = Toy::new("one");
     let mut made = toy.make(NAIVE);
-    // Behind a prefix that holds the trigger, only the sequence that has BOS again could spike.
+    // No flag in the one, BOS and the trigger in the other: a scale for both would round the first to nothing.
     let calm: Vec<u32> = (10..24).collect();
     let loud: Vec<u32> = [vec![BOS, 5], (10..22).collect()].concat();
     let alone = made.logits(std::slice::from_ref(&calm));
-    let together = made.logits(&[loud, calm]);
-    let error = difference(&together[together.len() / 2..], &alone);
+    let both = [loud, calm];
+    let together = made.logits(&both);
+    let exact = logits(&mut toy.original, &mut Off, &both);
+    let half = exact.len() / 2;
+    let error = difference(&together[half..], &alone);
     assert!(error < 1e-4, "{error:e}");
+    let (loud, calm) = (mse(&together[..half], &exact[..half]), mse(&together[half..], &exact[half..]));
+    assert!(calm < loud / 10.0, "{calm} {loud}");
 }
 
 #[test]

@@ -26,6 +26,10 @@ pub const W8A16: &str = r#"{ step = "weights", bits = 8 }"#;
 /// The steps of a recipe, checked and with their defaults, as a sweep would carry them out.
 #[track_caller]
 pub fn steps(recipe: &str) -> Vec<Step> {
+    if recipe.is_empty() {
+        // A file says `original`.
+        return Vec::new();
+    }
     let text = format!(
         "question = \"?\"\nreference = \"own\"\n[sweep]\nmodels = [\"builtin/tiny-llama\"]\nrecipes = [\"r\"]\n\
          calibrations = [\"c\"]\n[calibration.c]\ncorpus = \"random-tokens\"\nsamples = 1\nlength = 8\n\
