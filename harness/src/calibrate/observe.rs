@@ -11,7 +11,7 @@ use super::statistics::{Batch, Depth, NotFinite, SiteStatistics, Statistics};
 
 /// Tokens that go through the blocks together. Fixed, because on some devices the last bits of a product depend on how
 /// many rows it has.
-const TOKENS_PER_BATCH: usize = 1024;
+pub const TOKENS_PER_BATCH: usize = 1024;
 
 /// What to collect.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,13 @@
 //! Nothing here can tell a quantized model from an original: both are a [`LanguageModel`].
 
 pub mod decoder_model;
+pub mod items;
 pub mod metrics;
+pub mod python;
+pub mod requests;
+pub mod scoring;
+pub mod tasks;
+pub mod windows;
 
 use serde_json::{Map, Value};
 

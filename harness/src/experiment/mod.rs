@@ -286,7 +286,9 @@ impl Recipe {
     /// recipe that has no prefix, or nothing else.
     fn reference(&self) -> Option<Self> {
         let prefix = self.steps.first().filter(|step| step.method().stage() == Stage::Prefix)?;
-        let name = format!("{ORIGINAL}+{}", prefix.method_name().unwrap_or(prefix.name()));
+        let said = prefix.differences().into_iter().map(|(key, value)| format!("-{key}={value}"));
+        let method = prefix.method_name().unwrap_or(prefix.name());
+        let name = format!("{ORIGINAL}+{method}{}", said.collect::<String>());
         (self.steps.len() > 1).then(|| Self::new(name, vec![prefix.clone()]))
     }
 

@@ -84,6 +84,13 @@ pub trait Calibrator {
     /// The seed of the cell.
     fn seed(&self) -> u64;
 
+    /// What a step found by a long search in this model's calibration set, if it was [remembered](Self::remember).
+    fn recall(&self, key: &str) -> Option<Value>;
+
+    /// Remembers what a step found. `key` must hold all that decides it besides model, set and seed: the step, and the
+    /// transforms before it.
+    fn remember(&mut self, key: String, found: Value);
+
     /// Tells how far a step is; false where the user wants to stop.
     fn progress(&mut self, done: usize, total: usize) -> bool;
 }

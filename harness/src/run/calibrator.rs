@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use models::{Checkpoint, Decoder};
+use serde_json::Value;
 
 use crate::calibrate::observe::{self, CollectError};
 use crate::calibrate::set::CalibrationSet;
@@ -18,6 +19,8 @@ use crate::run::{Event, Observer};
 #[derive(Default)]
 pub struct Collected {
     by_key: HashMap<String, Rc<Statistics>>,
+    /// What steps found by long searches.
+    found: HashMap<String, Value>,
     /// The model, set and seed that they belong to: cells that share them stand together in a plan.
     owner: String,
 }
@@ -27,6 +30,7 @@ impl Collected {
     pub fn keep(&mut self, owner: String) {
         if self.owner != owner {
             self.by_key.clear();
+            self.found.clear();
             self.owner = owner;
         }
     }
@@ -115,6 +119,14 @@ impl Calibrator for CellCalibrator<'_> {
 
     fn seed(&self) -> u64 {
         self.seed.unwrap_or_default()
+    }
+
+    fn recall(&self, key: &str) -> Option<Value> {
+        self.collected.found.get(key).cloned()
+    }
+
+    fn remember(&mut self, key: String, found: Value) {
+        self.collected.found.insert(key, found);
     }
 
     fn progress(&mut self, done: usize, total: usize) -> bool {

@@ -143,6 +143,23 @@ pub enum Order {
     Wrong(&'static str),
 }
 
+impl Step {
+    /// The keys whose values are not the defaults, where all keys have defaults.
+    pub fn differences(&self) -> Vec<(String, String)> {
+        let nothing = serde_json::Value::Object(serde_json::Map::new());
+        let Some(Ok(default)) = Step::read(self.name(), self.method_name(), nothing) else {
+            return Vec::new();
+        };
+        let keys = |step: &Step| match serde_json::to_value(step) {
+            Ok(serde_json::Value::Object(keys)) => keys,
+            _ => serde_json::Map::new(),
+        };
+        let default = keys(&default.resolved());
+        let own = keys(self).into_iter().filter(|(key, value)| default.get(key) != Some(value));
+        own.map(|(key, value)| (key, value.to_string().replace('"', ""))).collect()
+    }
+}
+
 impl Stage {
     /// Judges a step of this stage after one of stage `earlier`.
     pub fn after(self, earlier: Stage) -> Order {

@@ -112,34 +112,21 @@ impl Tap for Scales {
     }
 }
 
-impl Method for Qfep {
-    fn stage(&self) -> Stage {
-        Stage::Prefix
-    }
+/// What the search found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Found {
+    site: String,
+    ratio: f64,
+    context: u32,
+    trigger: u32,
+    rate: f64,
+    /// The best context of every candidate.
+    tried: Vec<Value>,
+    contexts: usize,
+}
 
-    fn check(&self) -> Result<(), String> {
-        match (self.candidates, self.contexts) {
-            (0, _) => Err("`candidates` must be at least 1".into()),
-            (_, 0) => Err("`contexts` must be at least 1".into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn claims(&self) -> Vec<String> {
-        prefix::claims()
-    }
-
-    fn statistics(&self) -> StatisticsNeed {
-        StatisticsNeed::Original
-    }
-
-    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
-        facts.start.ok_or(StepError::NoStart)?;
-        prefix::check_room(2 + usize::from(self.bos), facts)
-    }
-
-    fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
-        let start = model.calibrator.start().ok_or(StepError::NoStart)?;
+impl Qfep {
+    fn search(&self, model: &mut ModelInFlight, start: u32) -> Result<Found, StepError> {
         let statistics = model.original.clone().expect("QFeP asks for statistics");
         let ranked = ranked_groups(model.decoder, &statistics, Ratio::Sequences)?;
         let Some(&(site, ratio)) = ranked.first() else {
@@ -193,13 +180,57 @@ impl Method for Qfep {
                 format!("{site}: no test sequence gives a finite rate of spikes; the model is broken here");
             return Err(StepError::Statistics(text));
         };
-        let tokens: Vec<u32> = self.bos.then_some(start).into_iter().chain([context, trigger]).collect();
+        let rate = f64::from(rate);
+        Ok(Found { site: site.to_string(), ratio, context, trigger, rate, tried, contexts: contexts.len() })
+    }
+}
+
+impl Method for Qfep {
+    fn stage(&self) -> Stage {
+        Stage::Prefix
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (self.candidates, self.contexts) {
+            (0, _) => Err("`candidates` must be at least 1".into()),
+            (_, 0) => Err("`contexts` must be at least 1".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn claims(&self) -> Vec<String> {
+        prefix::claims()
+    }
+
+    fn statistics(&self) -> StatisticsNeed {
+        StatisticsNeed::Original
+    }
+
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        facts.start.ok_or(StepError::NoStart)?;
+        prefix::check_room(2 + usize::from(self.bos), facts)
+    }
+
+    fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        let start = model.calibrator.start().ok_or(StepError::NoStart)?;
+        // Recipes that go on differently behind the prefix share its search.
+        let key = json!({ "qfep": [self.candidates, self.contexts] }).to_string();
+        let found = match model.calibrator.recall(&key) {
+            Some(known) => serde_json::from_value(known).expect("what was remembered is what it was"),
+            None => {
+                let found = self.search(model, start)?;
+                model.calibrator.remember(key, json!(found));
+                found
+            }
+        };
+        let tokens: Vec<u32> =
+            self.bos.then_some(start).into_iter().chain([found.context, found.trigger]).collect();
         let mut report = prefix::set(model, &tokens)?;
-        report.insert("site".into(), site.to_string().into());
-        report.insert("ratio".into(), ratio.into());
-        report.insert("rate".into(), rate.into());
-        report.insert("candidates".into(), tried.into());
-        report.insert("contexts".into(), contexts.len().into());
+        report.insert("site".into(), found.site.into());
+        report.insert("ratio".into(), found.ratio.into());
+        report.insert("rate".into(), found.rate.into());
+        report.insert("candidates".into(), found.tried.into());
+        report.insert("contexts".into(), found.contexts.into());
         Ok(report)
     }
 }

@@ -91,7 +91,7 @@ pub fn thresholds(largest: f64, steps: usize) -> Vec<f64> {
 }
 
 /// A threshold and its loss.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// t, in units of the activation.
     pub threshold: f64,
@@ -187,34 +187,16 @@ impl Tap for Search<'_> {
     }
 }
 
-impl Method for Osplus {
-    fn stage(&self) -> Stage {
-        Stage::Smooth
-    }
+/// What was found for one group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Found {
+    best: Best,
+    scales: Vec<f64>,
+}
 
-    fn check(&self) -> Result<(), String> {
-        smooth::check_sites(&self.sites, &ALLOWED)?;
-        match (self.bits, self.samples, self.steps) {
-            (2..=8, 1.., Some(0)) => Err("`steps` must be at least 1".into()),
-            (2..=8, 0, _) => Err("`samples` must be at least 1".into()),
-            (2..=8, ..) => Ok(()),
-            (bits, ..) => Err(format!("`bits` must be 2 to 8, not {bits}")),
-        }
-    }
-
-    fn claims(&self) -> Vec<String> {
-        smooth::claims()
-    }
-
-    fn needs_calibration(&self) -> bool {
-        true
-    }
-
-    fn preserves_function(&self) -> bool {
-        true
-    }
-
-    fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+impl Osplus {
+    /// The search at every site, by the site's name.
+    fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
         let start = model.calibrator.start().filter(|_| model.decoder.prefix.is_some());
         let samples = model.calibrator.samples();
         let read: Vec<Vec<u32>> = samples
@@ -246,8 +228,53 @@ impl Method for Osplus {
         if search.interrupted {
             return Err(StepError::Interrupted);
         }
+        let found = search.found.into_iter();
+        Ok(found.map(|(site, (best, scales))| (site.to_string(), Found { best, scales })).collect())
+    }
+}
+
+impl Method for Osplus {
+    fn stage(&self) -> Stage {
+        Stage::Smooth
+    }
+
+    fn check(&self) -> Result<(), String> {
+        smooth::check_sites(&self.sites, &ALLOWED)?;
+        match (self.bits, self.samples, self.steps) {
+            (2..=8, 1.., Some(0)) => Err("`steps` must be at least 1".into()),
+            (2..=8, 0, _) => Err("`samples` must be at least 1".into()),
+            (2..=8, ..) => Ok(()),
+            (bits, ..) => Err(format!("`bits` must be 2 to 8, not {bits}")),
+        }
+    }
+
+    fn claims(&self) -> Vec<String> {
+        smooth::claims()
+    }
+
+    fn needs_calibration(&self) -> bool {
+        true
+    }
+
+    fn preserves_function(&self) -> bool {
+        true
+    }
+
+    fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        // Recipes that go on differently after this step share its search.
+        let key = json!({ "state": model.state, "osplus": self }).to_string();
+        let searched = match model.calibrator.recall(&key) {
+            Some(known) => serde_json::from_value(known).expect("what was remembered is what it was"),
+            None => {
+                let searched = self.search_all(model)?;
+                model.calibrator.remember(key, json!(searched));
+                searched
+            }
+        };
         let mut found = Map::new();
-        for (site, (best, scales)) in search.found {
+        for (site, Found { best, scales }) in searched {
+            let site = model.decoder.groups().into_iter().map(|(at, _)| at).find(|at| at.to_string() == site);
+            let site = site.expect("a site that was searched");
             model.decoder.rescale(site, &scales)?;
             let mut entry = smooth::extremes(&scales);
             entry["threshold"] = json!(best.threshold);
