@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use burn::tensor::{Device, Tensor, TensorData};
 use harness::calibrate::observe::{self, Options};
 use harness::calibrate::statistics::Statistics;
+use harness::evaluate::LanguageModel;
+use harness::evaluate::decoder_model::DecoderModel;
 use harness::quantize::direct::Direct;
 use harness::quantize::fake_quant::{Kept, ScaleSource};
 use models::{Checkpoint, Decoder, Off, Port, Site};
@@ -237,6 +239,28 @@ fn a_prefix_gives_what_the_same_tokens_in_front_give() {
     let behind = logits(&mut toy.original, &mut Off, &fed);
     let error = difference(&behind, &tail.collect::<Vec<f32>>());
     assert!(error < 1e-4, "{error:e}");
+}
+
+#[test]
+fn the_same_tokens_are_scored_with_and_without_a_prefix() {
+    let mut toy = Toy::new("one");
+    let prefix: Vec<u32> = numbers(&toy.expected["prefix"]);
+    let scores = |decoder: &mut Decoder, sequences: &[Vec<u32>]| {
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        DecoderModel::new(decoder, &mut Off, Some(BOS)).log_likelihoods(&sequences).unwrap()
+    };
+    let without = scores(&mut toy.original, &toy.sequences);
+    let whole: Vec<Vec<u32>> =
+        toy.sequences.iter().map(|sequence| [&prefix[..], &sequence[1..]].concat()).collect();
+    let concatenated = scores(&mut toy.original, &whole);
+    toy.original.set_prefix(&prefix);
+    let behind = scores(&mut toy.original, &toy.sequences);
+    for ((behind, without), whole) in behind.iter().zip(&without).zip(&concatenated) {
+        // 39 tokens: none of the prefix, and the one right behind it, which BOS predicts elsewhere.
+        assert_eq!((behind.len(), without.len()), (39, 39));
+        assert!(difference(behind, &whole[prefix.len() - 1..]) < 1e-4);
+        assert!(difference(behind, without) > 1e-3, "the prefix changes nothing");
+    }
 }
 
 #[test]

@@ -258,6 +258,32 @@ fn the_same_inputs_give_the_same_model() {
     }
 }
 
+/// Recipes share statistics and searches: what one of them has asked for must be no other's answer.
+#[test]
+fn what_is_remembered_between_recipes_is_what_they_would_have_found() {
+    let tokens = r#"{ step = "prefix", method = "tokens", tokens = [3, 5] }, "#;
+    let searched = r#"{ step = "prefix", method = "qfep" }, "#;
+    let smooth = r#"{ step = "smooth", method = "smoothquant", alpha = 0.6 }, "#;
+    for subject in oracles().into_iter().take(2).chain(builtins().into_iter().skip(1)) {
+        let mut shared = subject.calibrator(subject.samples());
+        for before in ["", tokens, searched, smooth] {
+            for (case, keys) in settings() {
+                let stage = case.read(keys).method().stage();
+                if (case.step == "prefix" && before.contains("prefix"))
+                    || stage < Stage::Smooth && before == smooth
+                {
+                    continue;
+                }
+                let recipe = format!("{before}{}", case.with_rest(keys));
+                let remembered = make(&recipe, &subject.decoder, &mut shared);
+                let found = subject.make(&recipe);
+                assert!(remembered.state() == found.state(), "{recipe} on {}", subject.name);
+                assert_eq!(remembered.fitted, found.fitted, "{recipe} on {}", subject.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn the_order_of_samples_decides_nothing() {
     for subject in oracles().into_iter().take(2).chain(builtins().into_iter().skip(1)) {
