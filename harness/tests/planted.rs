@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use harness::calibrate::observe::{self, Options};
-use harness::calibrate::statistics::Statistics;
+use harness::calibrate::statistics::{Batch, Depth, SiteStatistics, Statistics};
 use harness::evaluate::LanguageModel;
 use harness::evaluate::decoder_model::DecoderModel;
 use harness::quantize::direct::Direct;
@@ -167,6 +167,15 @@ fn ratios_are_those_of_numpy_with_and_without_a_prefix() {
             within(&format!("{version} {key}"), 0.01, toy.ratio(&prefix), expected);
         }
     }
+}
+
+#[test]
+fn tokens_of_one_scale_have_the_ratio_one() {
+    let mut seen = SiteStatistics::new(3, Depth { histogram: false, second_moment: false });
+    let values = [0.5, -2.0, 1.0, 2.0, 0.0, 0.0, -2.0, 2.0, 2.0, 1.0, 2.0, 1.5];
+    let batch = Batch { samples: &[0], tokens: &[&[7, 8, 9, 7]], first_position: 0 };
+    seen.observe(&values, &batch, 0).unwrap();
+    assert_eq!(seen.ratio(), Ok(1.0));
 }
 
 #[test]
