@@ -40,6 +40,9 @@ pub fn steps(recipe: &str) -> Vec<Step> {
     experiment.recipes.into_iter().find(|recipe| recipe.name == "r").expect("it is swept").steps
 }
 
+/// Bits by name, rules and exemptions by site.
+pub type State = (BTreeMap<String, Vec<u32>>, BTreeMap<Site, String>, BTreeMap<Site, String>);
+
 /// A model with a recipe carried out on it.
 pub struct Made {
     pub decoder: Decoder,
@@ -72,7 +75,7 @@ impl Made {
     }
 
     /// All that decides what the model computes: bits of its weights and of its prefix, rules and exemptions.
-    pub fn state(&self) -> (BTreeMap<String, Vec<u32>>, BTreeMap<Site, String>, BTreeMap<Site, String>) {
+    pub fn state(&self) -> State {
         let mut bits = weights(&self.decoder);
         bits.extend(prefix(&self.decoder));
         let rules = self.tap.rules.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
