@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod evaluate;
 pub mod experiment;
 pub mod names;
+pub mod paired;
 pub mod plan;
 pub mod quantize;
 pub mod record;

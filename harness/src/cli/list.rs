@@ -6,11 +6,15 @@ use models::Port;
 use crate::cli::{CliError, Options, Outcome, columns, print};
 use crate::data::corpus::{CORPORA, UDHR_LANGUAGES};
 use crate::data::generated::Generated;
+use crate::evaluate::questions;
+use crate::evaluate::scoring::Metric;
+use crate::evaluate::tasks::TASKS;
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
 use crate::quantize::grid::CONVENTIONS;
 use crate::quantize::steps::{STEPS, Step};
+use crate::report::figures::FIGURES;
 
-/// List the registered steps, metrics, conventions, models, corpora or experiment keys.
+/// List the registered steps, metrics, conventions, models, corpora, figures or experiment keys.
 ///
 /// One name a line, with a word on each; `quantscope explain NAME` prints the page of a step or metric.
 #[derive(Debug, Args)]
@@ -32,8 +36,10 @@ pub struct ListArgs {
 pub enum Registry {
     /// The steps that a recipe may have.
     Steps,
-    /// What `[[evaluate]]` may name.
+    /// What `[[evaluate]]` may name as its metric.
     Metrics,
+    /// What `[[evaluate]]` may name as its task.
+    Tasks,
     /// How a grid's scale follows from a range.
     Conventions,
     /// The places of a model where steps act.
@@ -42,6 +48,8 @@ pub enum Registry {
     Models,
     /// The texts that are known by name.
     Corpora,
+    /// What a report draws where its records hold it.
+    Figures,
     /// The keys of the experiment file, by block.
     Keys,
 }
@@ -67,6 +75,19 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
         Registry::Metrics => {
             METRICS.iter().map(|name| vec![name.to_string(), about(metric_page(name))]).collect()
         }
+        Registry::Tasks => TASKS
+            .iter()
+            .map(|task| {
+                let metrics: Vec<&str> = questions::metrics(*task).into_iter().map(Metric::name).collect();
+                let items = format!("{} items", task.items());
+                vec![
+                    task.name().to_string(),
+                    format!("version {}", task.version()),
+                    items,
+                    metrics.join(", "),
+                ]
+            })
+            .collect(),
         Registry::Conventions => CONVENTIONS
             .iter()
             .map(|c| {
@@ -91,6 +112,9 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
             let generated =
                 Generated::ALL.map(|corpus| vec![corpus.name().to_string(), corpus.summary().to_string()]);
             named.chain(UDHR_LANGUAGES.iter().map(parallel)).chain(generated).collect()
+        }
+        Registry::Figures => {
+            FIGURES.iter().map(|figure| vec![figure.name().to_string(), figure.about().to_string()]).collect()
         }
         Registry::Keys => {
             experiment::keys().into_iter().map(|(block, keys)| vec![block, keys.join(", ")]).collect()

@@ -24,10 +24,12 @@ use crate::experiment::{Experiment, ExperimentError};
 use crate::plan::{Plan, SelectionError};
 use crate::report::ReportError;
 use crate::run::RunError;
+use crate::run::inspect::InspectError;
 use crate::run::interrupt::InterruptError;
 
 pub mod doctor;
 pub mod explain;
+pub mod inspect;
 pub mod list;
 pub mod options;
 pub mod plan;
@@ -48,6 +50,7 @@ pub use options::Options;
   quantscope sweep experiments/quickstart.toml       measure, then write the report
   quantscope plan  experiments/llama3.toml           what would run, without running it
   quantscope explain weights                         what a step does, with its equation and source
+  quantscope inspect builtin/tiny-llama-spiky        which groups of a checkpoint spike, and at which tokens
 
 Exit codes: 0 all is well; 1 some cells failed, an expectation was missed or a report is stale;
 2 the command, the experiment file or the environment has to be changed.")]
@@ -64,6 +67,7 @@ pub enum Verb {
     Sweep(sweep::SweepArgs),
     Plan(plan::PlanArgs),
     Report(report::ReportArgs),
+    Inspect(inspect::InspectArgs),
     List(list::ListArgs),
     Explain(explain::ExplainArgs),
     Doctor(doctor::DoctorArgs),
@@ -116,6 +120,9 @@ pub enum CliError {
     /// The report.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A look at a checkpoint.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
     /// The system refuses to tell of signals.
     #[error("cannot watch for Ctrl-C: {0}")]
     Interrupt(#[from] InterruptError),
@@ -148,6 +155,7 @@ pub fn run(verb: &Verb) -> Result<Outcome, CliError> {
         Verb::Sweep(args) => sweep::run(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Report(args) => report::run(args),
+        Verb::Inspect(args) => inspect::run(args),
         Verb::List(args) => list::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Doctor(args) => doctor::run(args),

@@ -80,7 +80,9 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     for evaluation in
         experiment.evaluations.iter().filter(|e| plan.cells.iter().any(|c| c.evaluations.contains(e)))
     {
-        rows.push(vec![evaluation.id(), evaluation.version().to_string(), extent(evaluation)]);
+        for planned in evaluation.planned() {
+            rows.push(vec![planned.metric, planned.version.to_string(), extent(evaluation)]);
+        }
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
@@ -118,7 +120,7 @@ fn found_as(model: &Model) -> String {
 }
 
 fn extent(evaluation: &Evaluation) -> String {
-    evaluation.most_tokens().map_or("all of the text".to_string(), |tokens| format!("{tokens} tokens"))
+    evaluation.extent().unwrap_or_else(|| "all of the text".to_string())
 }
 
 fn origin(source: &ModelSource) -> String {

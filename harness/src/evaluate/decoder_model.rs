@@ -7,7 +7,10 @@ use models::kernel::on_host;
 use models::{Decoder, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
-use crate::evaluate::{EvaluateError, LanguageModel};
+use crate::evaluate::scoring::Answer;
+use crate::evaluate::shared_scoring::{self, Sharing};
+use crate::evaluate::windows::Sequence;
+use crate::evaluate::{EvaluateError, LanguageModel, Progress};
 
 /// Tokens that go through the blocks together.
 const TOKENS_PER_BATCH: usize = 1024;
@@ -21,6 +24,8 @@ pub struct DecoderModel<'a> {
     tap: &'a mut dyn Tap,
     /// BOS, whose place a prefix takes.
     start: Option<u32>,
+    /// Whether the recipe allows sequences to share work.
+    sharing: Sharing,
     /// Time in forward passes, scoring included.
     pub forward: Duration,
     /// Tokens that went through them.
@@ -31,7 +36,13 @@ impl<'a> DecoderModel<'a> {
     /// A model from its parts. Where the decoder has a prefix, a sequence that begins with `start`, BOS, is fed without
     /// it: the token behind it is predicted from the prefix, so that the same tokens are scored with and without one.
     pub fn new(decoder: &'a mut Decoder, tap: &'a mut dyn Tap, start: Option<u32>) -> Self {
-        Self { decoder, tap, start, forward: Duration::ZERO, tokens: 0 }
+        Self { decoder, tap, start, sharing: Sharing::Shared, forward: Duration::ZERO, tokens: 0 }
+    }
+
+    /// The same model, whose sequences share work or do not.
+    pub fn sharing(mut self, sharing: Sharing) -> Self {
+        self.sharing = sharing;
+        self
     }
 
     /// Whether the first token of a sequence is not fed, because the prefix stands in its place.
@@ -117,6 +128,19 @@ impl LanguageModel for DecoderModel<'_> {
 
     fn batch(&self, length: usize) -> usize {
         batch_of(length)
+    }
+
+    fn answers(
+        &mut self,
+        items: &[&[Sequence]],
+        progress: &mut Progress,
+    ) -> Result<Vec<Answer>, EvaluateError> {
+        let begun = Instant::now();
+        let scored =
+            shared_scoring::score(self.decoder, self.tap, self.start, items, self.sharing, progress)?;
+        self.forward += begun.elapsed();
+        self.tokens += scored.tokens;
+        Ok(scored.answers)
     }
 }
 

@@ -6,12 +6,17 @@ pub mod decoder_model;
 pub mod items;
 pub mod metrics;
 pub mod python;
+pub mod questions;
 pub mod requests;
 pub mod scoring;
+pub mod shared_scoring;
 pub mod tasks;
 pub mod windows;
 
 use serde_json::{Map, Value};
+
+use crate::evaluate::scoring::Answer;
+use crate::evaluate::windows::Sequence;
 
 /// What every metric and task is built on.
 pub trait LanguageModel {
@@ -23,6 +28,17 @@ pub trait LanguageModel {
 
     /// Sequences of this length to hand over at once.
     fn batch(&self, length: usize) -> usize;
+
+    /// What the model says to the scored tokens of every sequence, in order; the sequences of one item stand together,
+    /// since they may share a context.
+    ///
+    /// # Errors
+    /// A failing device, or [`EvaluateError::Interrupted`].
+    fn answers(
+        &mut self,
+        items: &[&[Sequence]],
+        progress: &mut Progress,
+    ) -> Result<Vec<Answer>, EvaluateError>;
 }
 
 /// Why an evaluation has no result.

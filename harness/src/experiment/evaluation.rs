@@ -1,12 +1,17 @@
 //! What is measured: the registry of metrics as `[[evaluate]]` blocks name them.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use super::source::{Block, Fault};
 use super::wire;
 use crate::data::generated::Generated;
 use crate::data::{BosPolicy, CorpusRef, corpus};
+use crate::evaluate::items::Form;
 use crate::evaluate::metrics::perplexity::{self, Perplexity};
+use crate::evaluate::requests::shots;
+use crate::evaluate::tasks::{self, Protocol, Task};
+use crate::evaluate::{questions, scoring};
 use crate::names;
 
 /// The names of all metrics, in alphabetical order.
@@ -17,66 +22,130 @@ pub const METRICS: &[&str] = &["perplexity"];
 pub enum Evaluation {
     /// `metric = "perplexity"`
     Perplexity(Perplexity),
+    /// `task = "…"`
+    Task(TaskEvaluation),
 }
 
+/// An `[[evaluate]]` block with a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskEvaluation {
+    /// The task's name in the registry.
+    pub name: &'static str,
+    /// What decides its numbers besides the task and the model.
+    pub protocol: Protocol,
+    /// The file of its items, where the block names one.
+    pub items: Option<PathBuf>,
+    /// The file of its examples, for few shots.
+    pub examples: Option<PathBuf>,
+}
+
+/// A measurement that an evaluation makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Full metric id.
+    pub metric: String,
+    /// Version of the metric's code.
+    pub version: u32,
+}
+
+impl TaskEvaluation {
+    /// The task.
+    pub fn task(&self) -> &'static dyn Task {
+        tasks::find(self.name).expect("a task of the registry")
+    }
+
+    /// The full metric id of one of its metrics.
+    pub fn metric_id(&self, metric: scoring::Metric) -> String {
+        self.protocol.id(self.task(), metric)
+    }
+}
+
+/// Tokens of a task's longest item, for estimates: items are not read when a plan is made.
+const LONGEST_ITEM: usize = 512;
+
 impl Evaluation {
-    /// The full metric id: metric, protocol and all that makes two values comparable.
-    pub fn id(&self) -> String {
+    /// Every measurement that it makes, in order.
+    pub fn planned(&self) -> Vec<Planned> {
         match self {
-            Evaluation::Perplexity(perplexity) => perplexity.id(),
+            Evaluation::Perplexity(perplexity) => {
+                vec![Planned { metric: perplexity.id(), version: perplexity::VERSION }]
+            }
+            Evaluation::Task(task) => questions::metrics(task.task())
+                .into_iter()
+                .map(|metric| Planned { metric: task.metric_id(metric), version: questions::VERSION })
+                .collect(),
         }
     }
 
-    /// The metric's name, the first part of its id.
+    /// The full ids of its metrics.
+    pub fn ids(&self) -> Vec<String> {
+        self.planned().into_iter().map(|planned| planned.metric).collect()
+    }
+
+    /// What it is called where one name has to do: the id of its first metric.
+    pub fn id(&self) -> String {
+        self.ids().swap_remove(0)
+    }
+
+    /// The metric's or the task's name, the first part of its ids.
     pub fn metric(&self) -> &'static str {
         match self {
             Evaluation::Perplexity(_) => "perplexity",
+            Evaluation::Task(task) => task.name,
         }
     }
 
-    /// Version of the metric's code.
-    pub fn version(&self) -> u32 {
-        match self {
-            Evaluation::Perplexity(_) => perplexity::VERSION,
-        }
-    }
-
-    /// Tokens of the longest sequence it passes through a model.
+    /// Tokens of the longest sequence it passes through a model; for a task an estimate, cut to the model's context.
     pub fn length(&self) -> usize {
         match self {
             Evaluation::Perplexity(perplexity) => perplexity.length,
+            Evaluation::Task(task) => task.protocol.length.unwrap_or(LONGEST_ITEM),
         }
     }
 
-    /// Tokens of the longest sequence that it passes through a model behind a prefix, which takes the place of BOS.
+    /// Tokens of the longest sequence that it passes through a model behind a prefix, which takes the place of BOS; what
+    /// a task asks is cut to the room there is.
     pub fn length_behind_prefix(&self) -> usize {
         match self {
             Evaluation::Perplexity(perplexity) => {
                 perplexity.length - usize::from(perplexity.bos == BosPolicy::Every)
             }
+            Evaluation::Task(_) => 2,
         }
     }
 
-    /// The text it reads.
-    pub fn corpus(&self) -> &CorpusRef {
+    /// The corpus it reads; a task reads items.
+    pub fn corpus(&self) -> Option<&CorpusRef> {
         match self {
-            Evaluation::Perplexity(perplexity) => &perplexity.corpus,
+            Evaluation::Perplexity(perplexity) => Some(&perplexity.corpus),
+            Evaluation::Task(_) => None,
         }
     }
 
-    /// The most tokens that it can pass through a model, where the block says so.
-    pub fn most_tokens(&self) -> Option<usize> {
+    /// The most that it can pass through a model, in words, where the block says so.
+    pub fn extent(&self) -> Option<String> {
         match self {
-            Evaluation::Perplexity(perplexity) => perplexity.limit.map(|limit| limit * perplexity.length),
+            Evaluation::Perplexity(perplexity) => {
+                perplexity.limit.map(|limit| format!("{} tokens", limit * perplexity.length))
+            }
+            Evaluation::Task(task) => Some(match task.protocol.limit {
+                Some(limit) if task.task().groups().is_empty() => format!("{limit} items"),
+                Some(limit) => format!("{limit} items of each part"),
+                None => format!("{} items", task.task().items()),
+            }),
         }
     }
 
-    /// The same evaluation with at most `limit` windows.
+    /// The same evaluation with at most `limit` windows or items.
     pub fn limited(self, limit: usize) -> Self {
         match self {
             Evaluation::Perplexity(perplexity) => {
                 let limit = Some(perplexity.limit.map_or(limit, |own| own.min(limit)));
                 Evaluation::Perplexity(Perplexity { limit, ..perplexity })
+            }
+            Evaluation::Task(task) => {
+                let limit = Some(task.protocol.limit.map_or(limit, |own| own.min(limit)));
+                Evaluation::Task(TaskEvaluation { protocol: Protocol { limit, ..task.protocol }, ..task })
             }
         }
     }
@@ -93,12 +162,13 @@ pub fn metric_page(name: &str) -> Option<String> {
 /// Reads an `[[evaluate]]` block.
 pub(super) fn read(mut block: Block<'_>) -> Result<Evaluation, Box<Fault>> {
     if let Some((task, place)) = block.take_word("task")? {
-        let fault = block.fault(place, format!("unknown task `{task}`: this version has no tasks yet"));
-        return Err(fault.note(format!("metrics: {}", METRICS.join(", "))));
+        return read_task(&block, &task, place).map(Evaluation::Task);
     }
     let Some((metric, place)) = block.take_word("metric")? else {
-        let fault = block.fault(block.span.clone(), "the key `metric` is missing");
-        return Err(fault.note(format!("metrics: {}", METRICS.join(", "))));
+        let fault = block.fault(block.span.clone(), "the key `metric` or `task` is missing");
+        return Err(fault
+            .note(format!("metrics: {}", METRICS.join(", ")))
+            .note(format!("tasks: {}", task_names().join(", "))));
     };
     match metric.as_str() {
         "perplexity" => read_perplexity(&block).map(Evaluation::Perplexity),
@@ -111,6 +181,45 @@ fn unknown_metric(block: &Block<'_>, metric: &str, place: Range<usize>) -> Box<F
     block
         .fault(place, format!("unknown metric `{metric}`{near}"))
         .note(format!("metrics: {}", METRICS.join(", ")))
+}
+
+/// The names of all tasks.
+pub fn task_names() -> Vec<&'static str> {
+    tasks::TASKS.iter().map(|task| task.name()).collect()
+}
+
+fn read_task(block: &Block<'_>, name: &str, place: Range<usize>) -> Result<TaskEvaluation, Box<Fault>> {
+    let Some(task) = tasks::find(name) else {
+        let names = task_names();
+        let near = names::hint(name, names.iter().copied());
+        let fault = block.fault(place, format!("unknown task `{name}`{near}"));
+        return Err(fault.note(format!("tasks: {}", names.join(", "))));
+    };
+    let wire::Task { items, form, examples, shots, seed, bos, limit, length } = block.read()?;
+    let form = match form.as_deref() {
+        None => task.forms().first().map_or(Form::Hub, |(form, _)| *form),
+        Some(word) => {
+            let known = task.forms().iter().map(|(form, _)| *form).find(|form| form.as_str() == word);
+            known.ok_or_else(|| {
+                let words: Vec<&str> = task.forms().iter().map(|(form, _)| form.as_str()).collect();
+                let message = format!("`form` of `{name}` must be {}, not `{word}`", words.join(" or "));
+                block.fault_of_key(message)
+            })?
+        }
+    };
+    if limit == Some(0) {
+        return Err(block.fault_of_key("`limit` must be at least 1; leave it out for every item".into()));
+    }
+    if shots > 0 && examples.is_none() {
+        let message = "`shots` above 0 needs `examples`, the file of the split that examples are drawn from";
+        return Err(block.fault_of_key(message.into()));
+    }
+    if shots > 0 && task.examples().is_none() {
+        return Err(block.fault_of_key(format!("`shots`: `{name}` is measured without examples only")));
+    }
+    let seed = seed.unwrap_or(shots::SEED);
+    let protocol = Protocol { shots, seed, bos, form, limit, length };
+    Ok(TaskEvaluation { name: task.name(), protocol, items, examples })
 }
 
 fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {

@@ -21,7 +21,8 @@ mod recipe;
 mod source;
 mod wire;
 
-pub use evaluation::{Evaluation, METRICS, metric_page};
+pub use evaluation::{Evaluation, METRICS, Planned, TaskEvaluation, metric_page, task_names};
+pub(crate) use parse::is_hub_id;
 pub use source::Fault;
 
 /// The name of the recipe without steps, which every experiment measures.

@@ -203,7 +203,7 @@ fn model(name: &str, block: &Block<'_>) -> Checked<Model> {
 }
 
 /// Whether a name reads `organisation/name`.
-fn is_hub_id(name: &str) -> bool {
+pub(crate) fn is_hub_id(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && !part.starts_with(['-', '.'])
@@ -321,7 +321,7 @@ fn evaluations(top: &Block<'_>) -> Checked<Vec<Evaluation>> {
             let fault = source.fault(&name, place, format!("`{}` is measured twice", evaluation.id()));
             let same_text = earlier.corpus() == evaluation.corpus();
             return Err(match (same_text, evaluation.corpus()) {
-                (false, CorpusRef::File { .. }) => {
+                (false, Some(CorpusRef::File { .. })) => {
                     fault.note("two files whose names differ only in folder or ending: rename one of them")
                 }
                 _ => fault,
@@ -354,7 +354,7 @@ fn expectation(block: &Block<'_>, experiment: &Experiment) -> Checked<Expectatio
     let recipes =
         std::iter::once(ORIGINAL.to_string()).chain(experiment.recipes.iter().map(|r| r.name.clone()));
     known("recipe", &recipe, recipes.collect())?;
-    known("metric", &metric, experiment.evaluations.iter().map(Evaluation::id).collect())?;
+    known("metric", &metric, experiment.evaluations.iter().flat_map(Evaluation::ids).collect())?;
     if let Some(calibration) = &calibration {
         known("calibration", calibration, experiment.calibrations.iter().map(|c| c.name.clone()).collect())?;
     }

@@ -97,6 +97,22 @@ pub(super) struct Perplexity {
     pub limit: Option<usize>,
 }
 
+/// `[[evaluate]]` with a `task`, without the key `task`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Task {
+    pub items: Option<PathBuf>,
+    pub form: Option<String>,
+    pub examples: Option<PathBuf>,
+    #[serde(default)]
+    pub shots: usize,
+    pub seed: Option<u64>,
+    #[serde(default = "tokenizer")]
+    pub bos: BosPolicy,
+    pub limit: Option<usize>,
+    pub length: Option<usize>,
+}
+
 /// `[[expect]]`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -167,6 +183,7 @@ pub(super) fn keys() -> Vec<(String, Vec<&'static str>)> {
         ("a corpus in a file".to_string(), of::<CorpusFile>()),
         ("`[recipe.NAME]`".to_string(), of::<Recipe>()),
         ("`[[evaluate]]`, metric `perplexity`".to_string(), [&["metric"], &of::<Perplexity>()[..]].concat()),
+        ("`[[evaluate]]`, a task".to_string(), [&["task"], &of::<Task>()[..]].concat()),
         ("`[[expect]]`".to_string(), of::<Expect>()),
     ];
     for (name, method) in steps::STEPS {

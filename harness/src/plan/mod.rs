@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::data::BosPolicy;
-use crate::experiment::{Calibration, Evaluation, Experiment, Model, Recipe};
+use crate::experiment::{Calibration, Evaluation, Experiment, Model, Planned, Recipe};
 use crate::record::canonical_hash;
 
 mod selection;
@@ -63,7 +63,7 @@ impl Plan {
 
     /// Number of measurements.
     pub fn measurements(&self) -> usize {
-        self.cells.iter().map(|cell| cell.evaluations.len()).sum()
+        self.cells.iter().map(|cell| cell.planned().len()).sum()
     }
 }
 
@@ -127,6 +127,11 @@ impl Cell {
         let evaluated = self.evaluations.iter().map(Evaluation::length_behind_prefix);
         let calibrated = self.calibration.iter().map(|c| c.length - usize::from(c.bos == BosPolicy::Every));
         evaluated.chain(calibrated).max().unwrap_or(1)
+    }
+
+    /// Every measurement that is made of it.
+    pub fn planned(&self) -> Vec<Planned> {
+        self.evaluations.iter().flat_map(Evaluation::planned).collect()
     }
 
     /// The cell's names.

@@ -70,8 +70,11 @@ impl Selection {
                 && names.calibration.is_none_or(|name| self.calibrations.selects(name))
         });
         for cell in &mut plan.cells {
-            cell.evaluations
-                .retain(|evaluation| self.tasks.selects_any(&[&evaluation.id(), evaluation.metric()]));
+            cell.evaluations.retain(|evaluation| {
+                let ids = evaluation.ids();
+                let names: Vec<&str> = ids.iter().map(String::as_str).chain([evaluation.metric()]).collect();
+                self.tasks.selects_any(&names)
+            });
         }
         plan.cells.retain(|cell| !cell.evaluations.is_empty());
         if plan.cells.is_empty() { Err(SelectionError::Nothing) } else { Ok(plan) }
@@ -86,7 +89,9 @@ impl Selection {
         let calibrations = cells().filter_map(|cell| Some(cell.calibration.as_ref()?.name.clone()));
         self.calibrations.check(["-c", "-C"], "calibration set", calibrations.collect())?;
         let metrics = cells().flat_map(|cell| &cell.evaluations);
-        let metrics = metrics.flat_map(|evaluation| [evaluation.id(), evaluation.metric().to_string()]);
+        let metrics = metrics.flat_map(|evaluation| {
+            evaluation.ids().into_iter().chain([evaluation.metric().to_string()]).collect::<Vec<_>>()
+        });
         self.tasks.check(["-t", "-T"], "metric", metrics.collect())
     }
 }

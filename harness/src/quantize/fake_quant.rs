@@ -48,6 +48,16 @@ pub struct FakeQuant {
     pub kept: HashMap<Site, Kept>,
 }
 
+impl FakeQuant {
+    /// Whether what happens to a token depends on the other tokens of its sequence: with one dynamic scale for all.
+    pub fn looks_at_whole_sequences(&self) -> bool {
+        let whole = |rule: &ActivationRule| {
+            rule.granularity == Granularity::Tensor && rule.scale == ScaleSource::Dynamic
+        };
+        self.rules.values().any(whole)
+    }
+}
+
 impl Tap for FakeQuant {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         match self.rules.get(&site) {

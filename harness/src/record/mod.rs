@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 pub mod execution;
 pub mod id;
+pub mod items;
 pub mod statistics;
 pub mod store;
 

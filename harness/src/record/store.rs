@@ -9,6 +9,7 @@ mod claim;
 mod error;
 mod files;
 mod format;
+mod items;
 mod stage;
 pub mod statistics;
 

@@ -5,31 +5,20 @@
 use std::collections::BTreeSet;
 
 use super::drawing::Drawing;
-use super::pivot::{self, pivot};
+use super::pivot;
 use super::rows::{self, Row};
+use super::sections;
 use super::table::Table;
 use super::tables::TableFormat;
 use super::tables::markdown::{Markdown, escape};
-use super::{expectations, metric};
 use crate::record::Contents;
 
 /// The folder of the figures, inside the results folder.
 pub const FIGURES: &str = "figures";
 
-/// The tables of a report: one for each metric id, then the expectations.
+/// The tables of a report, section by section.
 pub fn tables(contents: &Contents) -> Vec<Table> {
-    let rows = rows::rows(contents);
-    let mut tables: Vec<Table> = rows::metrics(contents)
-        .into_iter()
-        .filter(|id| rows.iter().any(|row| row.metric == *id))
-        .map(|id| {
-            let (name, protocol) = metric::split(id);
-            let caption = if protocol.is_empty() { name.to_owned() } else { format!("{name} ({protocol})") };
-            pivot(&caption, &rows, &[id])
-        })
-        .collect();
-    tables.extend(expectations::table(contents));
-    tables
+    sections::tables(contents)
 }
 
 /// The block, without its markers. `folder` is the name of the results folder inside `results/`.

@@ -4,10 +4,13 @@
 //! the models or the run. The data flow is a line:
 //!
 //! ```text
-//! record::Contents ─ rows ─┬─ pivot, expectations ─ table ─ tables/*  ─┬─ document ─ splice ─ README.md
-//!                          ├─ figures/* ─ drawing ─ SVG, PNG ──────────┘
+//! record::Contents ─ rows ─┬─ sections/* ─ table ─ tables/*  ─┬─ document ─ splice ─ README.md
+//!                          ├─ figures/* ─ drawing ─ SVG, PNG ─┘
 //!                          └─ long form ─ frame ─ summary.csv, summary.parquet ─ compare
 //! ```
+//!
+//! Figures and sections that compare cells which differ in one step find them by [`recipes`]; [`published`] holds what
+//! papers report.
 //!
 //! The same records give the same bytes, so a committed report can be checked by making it again.
 
@@ -26,7 +29,10 @@ pub mod figures;
 pub mod frame;
 pub mod metric;
 pub mod pivot;
+pub mod published;
+pub mod recipes;
 pub mod rows;
+pub mod sections;
 pub mod splice;
 pub mod table;
 pub mod tables;

@@ -112,7 +112,7 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
 }
 
 /// The cell of a pivot that shows this row.
-fn cell(row: &Row<'_>) -> Cell {
+pub fn cell(row: &Row<'_>) -> Cell {
     match row.outcome {
         Outcome::Measured(m) => {
             Cell::Number { value: m.value, stderr: m.stderr, digits: Digits::Significant(4) }

@@ -2,38 +2,77 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::Decoder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::calibrate::recorded::recorded;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
 use crate::evaluate::decoder_model::DecoderModel;
 use crate::evaluate::metrics::perplexity;
-use crate::evaluate::{EvaluateError, Measured};
-use crate::experiment::Evaluation;
+use crate::evaluate::questions::{self, Questions};
+use crate::evaluate::shared_scoring::Sharing;
+use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
+use crate::experiment::{Evaluation, TaskEvaluation};
 use crate::plan::Cell;
 use crate::quantize::steps::Step;
 use crate::quantize::{self, StepError, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
-use crate::record::statistics::{PrefixTokens, StatisticsResult, statistics_id};
+use crate::record::items::ItemRow;
+use crate::record::measurement_key;
+use crate::record::statistics::{PrefixTokens, StatisticsResult, StatisticsRows, statistics_id};
 use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
 use crate::run::calibrator::{CellCalibrator, Fresh};
 use crate::run::source::SourceError;
+use crate::run::texts::Windows;
 use crate::run::{Event, RunError, Sweep, source};
 
 /// What went wrong with a cell, before it is written down.
-struct Fault {
+pub(super) struct Fault {
     stage: &'static str,
-    message: String,
-    cure: String,
+    pub(super) message: String,
+    pub(super) cure: String,
 }
 
 impl Fault {
     fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
         Self { stage, message: message.to_string(), cure: cure.to_string() }
+    }
+}
+
+/// An evaluation, ready for a model.
+enum Prepared<'a> {
+    Windows(Windows),
+    Questions(&'a TaskEvaluation, Rc<Questions>),
+}
+
+impl Prepared<'_> {
+    /// The values in the order of [`Evaluation::planned`], and a task's rows.
+    fn measure(
+        &self,
+        model: &mut dyn LanguageModel,
+        progress: &mut Progress,
+    ) -> Result<(Vec<Measured>, Vec<ItemRow>), EvaluateError> {
+        match self {
+            Prepared::Windows(windows) => {
+                Ok((vec![perplexity::measure(model, &windows.windows, progress)?], Vec::new()))
+            }
+            Prepared::Questions(block, asked) => {
+                let answered = questions::measure(model, block.task(), asked, progress)?;
+                Ok((answered.values.into_iter().map(|(_, measured)| measured).collect(), answered.rows))
+            }
+        }
+    }
+
+    /// What all of its measurements report.
+    fn detail(&self) -> Map<String, Value> {
+        match self {
+            Prepared::Windows(windows) => windows.detail.clone(),
+            Prepared::Questions(_, questions) => questions.detail.clone(),
+        }
     }
 }
 
@@ -136,30 +175,11 @@ impl Sweep<'_> {
         underway: &Underway,
     ) -> Result<Vec<String>, RunError> {
         let Some(set) = set else { return Ok(Vec::new()) };
-        let written = |steps: &[Step]| -> Vec<Value> {
-            steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
-        };
-        let id = |state: &[Step], prefix: &[u32]| {
-            statistics_id(&source.weights(), &source.identity.tokenizer, &set.hash, prefix, &written(state))
-        };
-        let text = |token: u32| source.checkpoint.tokenizer().decode(&[token]).unwrap_or_default();
-        for Fresh { state, prefix, statistics } in fresh {
-            let (sites, rows) = recorded(&statistics, &text);
-            let texts = prefix.iter().map(|&token| text(token)).collect();
-            let result = StatisticsResult {
-                id: id(&state, &prefix),
-                model: source.identity.clone(),
-                calibration: Value::Object(set.detail.clone()),
-                steps: written(&state),
-                prefix: (!prefix.is_empty()).then_some(PrefixTokens { tokens: prefix, texts }),
-                samples: statistics.samples as u64,
-                tokens: statistics.tokens,
-                sites,
-                tables: BTreeMap::new(),
-            };
+        for fresh in fresh {
+            let (result, rows) = statistics_result(source, set, fresh);
             self.store.publish_statistics(result, &rows, underway.clone().finish())?;
         }
-        Ok(read.iter().map(|(state, prefix)| id(state, prefix)).collect())
+        Ok(read.iter().map(|(state, prefix)| id_of(source, set, prefix, &written(state))).collect())
     }
 
     /// Measures one evaluation and publishes it, or records why not.
@@ -172,27 +192,37 @@ impl Sweep<'_> {
         tap: &mut FakeQuant,
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
-        let metric = evaluation.id();
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
-        let windows = match self.texts.windows(evaluation, &source.checkpoint) {
-            Ok(windows) => windows,
-            Err(e) => {
-                let fault = Fault::new("evaluate", e, "change the evaluation's corpus, length or bos");
-                return self.fail(cell, id, Some(&metric), fault, underway);
+        let prepared = match evaluation {
+            Evaluation::Perplexity(perplexity) => {
+                let windows = self.texts.windows(perplexity, &source.checkpoint);
+                let cure = "change the evaluation's corpus, length or bos";
+                windows.map(Prepared::Windows).map_err(|e| Fault::new("evaluate", e, cure))
             }
+            Evaluation::Task(block) => {
+                let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
+                let questions = self.items.questions(block, &source.checkpoint, prefix);
+                let cure = "change the task's bos or its items";
+                let prepared = questions.map(|questions| Prepared::Questions(block, questions));
+                prepared.map_err(|e| Fault::new("evaluate", e, cure))
+            }
+        };
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(fault) => return self.fail(cell, id, Some(&evaluation.id()), fault, underway),
         };
         let tokenizer = source.checkpoint.tokenizer();
         let start = window_start(tokenizer.bos(), tokenizer.eos());
+        let sharing = if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
         let interrupt = self.interrupt;
         let observer = &mut *self.observer;
         let mut interrupted = false;
         let measured = catching(self.options.device, "evaluate", || {
-            let mut model = DecoderModel::new(decoder, tap, start);
-            let measured: Result<Measured, EvaluateError> =
-                perplexity::measure(&mut model, &windows.windows, &mut |done, total| {
-                    observer.event(Event::Progress { done, total });
-                    !interrupt.requested()
-                });
+            let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
+            let measured = prepared.measure(&mut model, &mut |done, total| {
+                observer.event(Event::Progress { done, total });
+                !interrupt.requested()
+            });
             underway.add_forward(model.forward.as_secs_f64(), model.tokens);
             match measured {
                 Ok(measured) => Ok(Some(measured)),
@@ -211,35 +241,45 @@ impl Sweep<'_> {
             self.summary.interrupted = true;
             return Ok(());
         }
-        let measured = match measured {
+        let (values, rows) = match measured {
             Ok(Some(measured)) => measured,
             Ok(None) => return Ok(()),
             Err(fault) => {
                 let message = fault.message.clone();
-                self.fail(cell, id, Some(&metric), fault, underway)?;
+                self.fail(cell, id, Some(&evaluation.id()), fault, underway)?;
                 return self.options.device.still_works().map_err(|e| RunError::Device {
                     device: self.options.device.name.clone(),
                     message: format!("{message}; {e}"),
                 });
             }
         };
-        let mut detail = windows.detail;
-        detail.extend(measured.detail);
-        let result = MeasurementResult {
-            cell: id.into(),
-            reading: cell.recipe.reading(),
-            metric: metric.clone(),
-            version: evaluation.version(),
-            value: measured.value,
-            stderr: measured.stderr,
-            n: measured.n,
-            detail,
-        };
+        let mut shared = prepared.detail();
         let seconds = underway.seconds();
-        self.store.publish_measurement(result.clone(), underway.finish())?;
-        self.store.clear_failure(id, Some(&metric))?;
-        self.summary.measured += 1;
-        self.measured(cell, &result, false, seconds);
+        let execution = underway.finish();
+        if !rows.is_empty() {
+            // Before the values: a value without its items could not be compared.
+            let hash = self.store.publish_items(id, &evaluation.id(), questions::VERSION, &rows)?;
+            shared.insert("items-file".into(), measurement_key(&evaluation.id(), questions::VERSION).into());
+            shared.insert("items-file-hash".into(), hash.into());
+        }
+        for (planned, measured) in evaluation.planned().into_iter().zip(values) {
+            let mut detail = shared.clone();
+            detail.extend(measured.detail);
+            let result = MeasurementResult {
+                cell: id.into(),
+                reading: cell.recipe.reading(),
+                metric: planned.metric,
+                version: planned.version,
+                value: measured.value,
+                stderr: measured.stderr,
+                n: measured.n,
+                detail,
+            };
+            self.store.publish_measurement(result.clone(), execution.clone())?;
+            self.store.clear_failure(id, Some(&result.metric))?;
+            self.summary.measured += 1;
+            self.measured(cell, &result, false, seconds);
+        }
         Ok(())
     }
 
@@ -268,6 +308,38 @@ impl Sweep<'_> {
     }
 }
 
+/// Statistics as the store keeps them: the summary, whose tables have no hashes yet, and their rows.
+pub(super) fn statistics_result(
+    source: &source::Source,
+    set: &CalibrationSet,
+    Fresh { state, prefix, statistics }: Fresh,
+) -> (StatisticsResult, StatisticsRows) {
+    let text = |token: u32| source.checkpoint.tokenizer().decode(&[token]).unwrap_or_default();
+    let (sites, rows) = recorded(&statistics, &text);
+    let texts = prefix.iter().map(|&token| text(token)).collect();
+    let steps = written(&state);
+    let result = StatisticsResult {
+        id: id_of(source, set, &prefix, &steps),
+        model: source.identity.clone(),
+        calibration: Value::Object(set.detail.clone()),
+        steps,
+        prefix: (!prefix.is_empty()).then_some(PrefixTokens { tokens: prefix, texts }),
+        samples: statistics.samples as u64,
+        tokens: statistics.tokens,
+        sites,
+        tables: BTreeMap::new(),
+    };
+    (result, rows)
+}
+
+fn id_of(source: &source::Source, set: &CalibrationSet, prefix: &[u32], steps: &[Value]) -> String {
+    statistics_id(&source.weights(), &source.identity.tokenizer, &set.hash, prefix, steps)
+}
+
+fn written(steps: &[Step]) -> Vec<Value> {
+    steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
+}
+
 /// Whether device work is under way whose panics are caught, on whatever thread they happen.
 static CATCHING: AtomicBool = AtomicBool::new(false);
 
@@ -277,7 +349,7 @@ pub fn catching_now() -> bool {
 }
 
 /// Runs device work so that a panic of the framework or its driver becomes a fault.
-fn catching<T>(
+pub(super) fn catching<T>(
     device: &crate::device::Selected,
     stage: &'static str,
     work: impl FnOnce() -> Result<T, Fault>,

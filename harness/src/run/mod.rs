@@ -16,7 +16,7 @@ use crate::run::calibrator::Collected;
 
 use crate::data::corpus::DataOptions;
 use crate::device::Selected;
-use crate::experiment::{Evaluation, Experiment};
+use crate::experiment::{Evaluation, Experiment, Planned};
 use crate::plan::{Cell, Plan};
 use crate::record::store::{ClaimOutcome, Store, StoreError};
 use crate::record::{Failure, Manifest, ManifestCell, ManifestExpectation, MeasurementResult, SCHEMA};
@@ -25,12 +25,15 @@ use crate::run::interrupt::Interrupt;
 mod calibrations;
 mod calibrator;
 mod cell;
+pub mod inspect;
 pub mod interrupt;
+mod items;
 mod source;
 pub mod survey;
 mod texts;
 
 pub use cell::catching_now;
+pub use items::TaskError;
 pub use source::{ModelOptions, open_checkpoint};
 
 /// What a sweep needs besides the plan.
@@ -184,6 +187,9 @@ pub enum RunError {
         /// Hash of the text that is there now.
         found: String,
     },
+    /// The items of a task cannot be had.
+    #[error(transparent)]
+    Task(#[from] items::TaskError),
     /// The text of a calibration set cannot be read.
     #[error("calibration `{calibration}`: {source}")]
     CalibrationText {
@@ -213,7 +219,7 @@ pub enum RunError {
         /// The model's label.
         model: String,
         /// Why not.
-        source: StepError,
+        source: Box<StepError>,
     },
     /// The device failed in a way that leaves it unusable.
     #[error(
@@ -240,6 +246,7 @@ pub fn sweep(
 ) -> Result<Summary, RunError> {
     // Before the store: a folder with nothing in it would be left behind where a text is missing.
     let texts = texts::Texts::load(plan, &options.data)?;
+    let items = items::TaskItems::load(plan, &options.data)?;
     let calibrations = Calibrations::load(plan, &options.data)
         .map_err(|(calibration, source)| RunError::CalibrationText { calibration, source })?;
     let store = Store::open(&options.results)?;
@@ -247,6 +254,7 @@ pub fn sweep(
     let mut sweep = Sweep {
         expectations: expectations(experiment),
         texts,
+        items,
         calibrations,
         sets: BTreeMap::new(),
         collected: Collected::default(),
@@ -299,6 +307,7 @@ struct Sweep<'a> {
     interrupt: &'a Interrupt,
     observer: &'a mut dyn Observer,
     texts: texts::Texts,
+    items: items::TaskItems,
     calibrations: Calibrations,
     /// The drawn sets by model label, set and seed.
     sets: BTreeMap<(String, String, u64), Rc<CalibrationSet>>,
@@ -364,7 +373,8 @@ impl Sweep<'_> {
             let drawn = drawn.map_err(|e| RunError::Draw { model: cell.model.label.clone(), source: e })?;
             for evaluation in &cell.evaluations {
                 // An evaluation without windows fails by itself, and shares nothing.
-                if let Ok(windows) = self.texts.windows(evaluation, &source.checkpoint) {
+                let Evaluation::Perplexity(perplexity) = evaluation else { continue };
+                if let Ok(windows) = self.texts.windows(perplexity, &source.checkpoint) {
                     overlap::check(&drawn, calibration, &evaluation.id(), &windows.windows)?;
                 }
             }
@@ -392,7 +402,7 @@ impl Sweep<'_> {
                     recipe: cell.recipe.name.clone(),
                     step: format!("{place}.{}", step.name()),
                     model: cell.model.label.clone(),
-                    source: e,
+                    source: Box::new(e),
                 })?;
             }
         }
@@ -408,15 +418,16 @@ impl Sweep<'_> {
             };
             let id = source.cell_id(cell, self.set_hash(cell));
             for evaluation in &cell.evaluations {
-                let metric = evaluation.id();
-                let Some(known) = self.store.measurement(&id, &metric, evaluation.version())? else {
+                let Evaluation::Perplexity(perplexity) = evaluation else { continue };
+                let Planned { metric, version } = evaluation.planned().swap_remove(0);
+                let Some(known) = self.store.measurement(&id, &metric, version)? else {
                     continue;
                 };
-                let Some(stored) = self.texts.other(evaluation, &source.checkpoint, &known.result.detail)
+                let Some(stored) = self.texts.other(perplexity, &source.checkpoint, &known.result.detail)
                 else {
                     continue;
                 };
-                let (results, found) = (self.options.results.clone(), self.texts.hash(evaluation).into());
+                let (results, found) = (self.options.results.clone(), self.texts.hash(perplexity).into());
                 return Err(RunError::OtherText { metric, results, stored, found });
             }
         }
@@ -449,7 +460,7 @@ impl Sweep<'_> {
             recipe: cell.recipe.name.clone(),
             calibration: cell.calibration.as_ref().map(|c| c.name.clone()),
             seed: cell.seed,
-            metrics: cell.evaluations.iter().map(Evaluation::id).collect(),
+            metrics: cell.evaluations.iter().flat_map(Evaluation::ids).collect(),
         };
         Ok(Manifest {
             schema: SCHEMA,
@@ -515,11 +526,13 @@ impl Sweep<'_> {
         }
         let mut missing = Vec::new();
         for (position, evaluation) in cell.evaluations.iter().enumerate() {
-            let metric = evaluation.id();
-            let there = self.store.measurement(id, &metric, evaluation.version())?.is_some();
-            let failed = !self.options.retry_failed && self.store.failure(id, Some(&metric))?.is_some();
-            if !there && !failed {
-                missing.push(position);
+            for Planned { metric, version } in evaluation.planned() {
+                let there = self.store.measurement(id, &metric, version)?.is_some();
+                let failed = !self.options.retry_failed && self.store.failure(id, Some(&metric))?.is_some();
+                if !there && !failed {
+                    missing.push(position);
+                    break;
+                }
             }
         }
         Ok(missing)
@@ -532,9 +545,8 @@ impl Sweep<'_> {
             self.summary.failed += 1;
             self.observer.event(Event::Failed { cell, failure: &failure, earlier: true });
         }
-        for evaluation in &cell.evaluations {
-            let metric = evaluation.id();
-            if let Some(found) = self.store.measurement(id, &metric, evaluation.version())? {
+        for Planned { metric, version } in cell.planned() {
+            if let Some(found) = self.store.measurement(id, &metric, version)? {
                 self.summary.reused += 1;
                 self.measured(cell, &found.result, true, 0.0);
             } else if let Some(failure) =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::data::corpus::DataOptions;
-use crate::experiment::ModelSource;
+use crate::experiment::{ModelSource, Planned};
 use crate::plan::Plan;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
@@ -123,19 +123,19 @@ fn state(
     store: Option<&Store>,
     known: bool,
 ) -> Result<State, StoreError> {
+    let planned = cell.planned();
     let Some(store) = store else {
-        return Ok(if known { State::Measured(0, cell.evaluations.len()) } else { State::Unknown });
+        return Ok(if known { State::Measured(0, planned.len()) } else { State::Unknown });
     };
     let mut measured = 0;
     let mut failed = store.failure(id, None)?.is_some();
-    for evaluation in &cell.evaluations {
-        let metric = evaluation.id();
-        measured += usize::from(store.measurement(id, &metric, evaluation.version())?.is_some());
-        failed |= store.failure(id, Some(&metric))?.is_some();
+    for Planned { metric, version } in &planned {
+        measured += usize::from(store.measurement(id, metric, *version)?.is_some());
+        failed |= store.failure(id, Some(metric))?.is_some();
     }
     Ok(match (failed, known) {
         (true, _) => State::Failed,
-        (false, true) => State::Measured(measured, cell.evaluations.len()),
+        (false, true) => State::Measured(measured, planned.len()),
         (false, false) => State::Unknown,
     })
 }

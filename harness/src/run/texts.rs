@@ -11,7 +11,6 @@ use crate::data::BosPolicy;
 use crate::data::corpus::{self, DataOptions, Text};
 use crate::data::window::{WindowError, window_start, windows};
 use crate::evaluate::metrics::perplexity::Perplexity;
-use crate::experiment::Evaluation;
 use crate::plan::Plan;
 use crate::run::RunError;
 
@@ -50,7 +49,7 @@ impl Texts {
     pub fn load(plan: &Plan, options: &DataOptions) -> Result<Self, RunError> {
         let mut texts = BTreeMap::new();
         for evaluation in plan.cells.iter().flat_map(|cell| &cell.evaluations) {
-            let corpus = evaluation.corpus();
+            let Some(corpus) = evaluation.corpus() else { continue };
             let key = format!("{corpus:?}");
             if let Entry::Vacant(vacant) = texts.entry(key) {
                 let text = corpus::load(corpus, options)
@@ -64,39 +63,38 @@ impl Texts {
     /// The windows of an evaluation under a checkpoint's tokenizer.
     pub fn windows(
         &mut self,
-        evaluation: &Evaluation,
+        perplexity: &Perplexity,
         checkpoint: &Checkpoint,
     ) -> Result<Windows, TextError> {
-        let Evaluation::Perplexity(perplexity) = evaluation;
-        let key = (checkpoint.tokenizer().hash().to_string(), evaluation.id());
+        let key = (checkpoint.tokenizer().hash().to_string(), perplexity.id());
         if let Some(known) = self.windows.get(&key) {
             return Ok(known.clone());
         }
-        let text = &self.texts[&format!("{:?}", evaluation.corpus())];
+        let text = &self.texts[&format!("{:?}", perplexity.corpus)];
         let cut = cut(text, perplexity, checkpoint)?;
         self.windows.insert(key, cut.clone());
         Ok(cut)
     }
 
     /// blake3 of an evaluation's text.
-    pub fn hash(&self, evaluation: &Evaluation) -> &str {
-        &self.texts[&format!("{:?}", evaluation.corpus())].hash
+    pub fn hash(&self, perplexity: &Perplexity) -> &str {
+        &self.texts[&format!("{:?}", perplexity.corpus)].hash
     }
 
     /// The hash of the text that a measurement was made on, where its windows are not those of this evaluation.
     pub fn other(
         &mut self,
-        evaluation: &Evaluation,
+        perplexity: &Perplexity,
         checkpoint: &Checkpoint,
         measured: &Map<String, Value>,
     ) -> Option<String> {
         let stored = measured.get(TEXT_HASH)?.as_str()?.to_string();
-        if stored == self.hash(evaluation) {
+        if stored == self.hash(perplexity) {
             return None;
         }
         // Texts may differ behind the last window. To find out takes encoding, hence only now.
         let same = |now: Windows| now.detail.get(TOKEN_HASH) == measured.get(TOKEN_HASH);
-        (!self.windows(evaluation, checkpoint).is_ok_and(same)).then_some(stored)
+        (!self.windows(perplexity, checkpoint).is_ok_and(same)).then_some(stored)
     }
 }
 

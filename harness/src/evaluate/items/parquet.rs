@@ -7,18 +7,20 @@ use serde_json::{Map, Value};
 
 use super::ItemError;
 
-/// The rows of a file, numbered from 1.
+/// A row and its number, from 1.
+type Row = (usize, Map<String, Value>);
+
+/// The rows of a file.
 ///
 /// # Errors
 /// [`ItemError::Read`] and [`ItemError::Parquet`].
-pub(super) fn read(path: &Path) -> Result<Vec<(usize, Map<String, Value>)>, ItemError> {
+pub(super) fn read(path: &Path) -> Result<Vec<Row>, ItemError> {
     let unreadable =
         |error: PolarsError| ItemError::Parquet { path: path.to_owned(), reason: error.to_string() };
     let file =
         std::fs::File::open(path).map_err(|source| ItemError::Read { path: path.to_owned(), source })?;
     let frame = ParquetReader::new(file).finish().map_err(unreadable)?;
-    let mut rows: Vec<(usize, Map<String, Value>)> =
-        (1..=frame.height()).map(|row| (row, Map::new())).collect();
+    let mut rows: Vec<Row> = (1..=frame.height()).map(|row| (row, Map::new())).collect();
     for column in frame.columns() {
         for (i, (_, row)) in rows.iter_mut().enumerate() {
             let value = json(column.get(i).map_err(unreadable)?).map_err(|reason| ItemError::Parquet {

@@ -98,6 +98,8 @@ pub fn measure(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::scoring::Answer;
+    use crate::evaluate::windows::Sequence;
 
     /// Every token has the same probability, which depends on the window's first token.
     struct Constant;
@@ -107,6 +109,9 @@ mod tests {
         }
         fn batch(&self, _: usize) -> usize {
             2
+        }
+        fn answers(&mut self, _: &[&[Sequence]], _: &mut Progress) -> Result<Vec<Answer>, EvaluateError> {
+            unreachable!("perplexity asks for log-likelihoods")
         }
     }
 
@@ -136,6 +141,9 @@ mod tests {
             }
             fn batch(&self, _: usize) -> usize {
                 1
+            }
+            fn answers(&mut self, _: &[&[Sequence]], _: &mut Progress) -> Result<Vec<Answer>, EvaluateError> {
+                unreachable!("perplexity asks for log-likelihoods")
             }
         }
         let broken = measure(&mut Broken, &[vec![1, 0]], &mut |_, _| true);

@@ -172,8 +172,11 @@ mod tests {
         Sequence { tokens: tokens.to_vec(), scored: tokens.len() - scored..tokens.len() }
     }
 
-    /// Every scored token with all tokens before it, as the plan would feed them.
-    fn replay(plan: &[Shared]) -> Vec<(usize, Vec<(Vec<u32>, u32)>)> {
+    /// A sequence's number, and its scored tokens, each with all tokens before it.
+    type Replayed = (usize, Vec<(Vec<u32>, u32)>);
+
+    /// What the plan would feed.
+    fn replay(plan: &[Shared]) -> Vec<Replayed> {
         let mut read = Vec::new();
         for shared in plan {
             for branch in &shared.branches {
@@ -211,7 +214,7 @@ mod tests {
                 .collect();
             let all: Vec<Sequence> = items.concat();
             let plan = plan(items.iter().map(Vec::as_slice));
-            let expected: Vec<(usize, Vec<(Vec<u32>, u32)>)> = all
+            let expected: Vec<Replayed> = all
                 .iter()
                 .enumerate()
                 .map(|(i, s)| (i, s.scored.clone().map(|at| (s.tokens[..at].to_vec(), s.tokens[at])).collect()))

@@ -108,7 +108,7 @@ impl<'a> Sampler<'a> {
                 // The item was drawn more than once: the reference draws again from all others.
                 let others: Vec<&Item> = self.pool.iter().filter(other).copied().collect();
                 let there = others.len();
-                let drawn = self.random.sample(there, shots).ok_or_else(|| ShotsError::TooFew {
+                let drawn = self.random.sample(there, shots).ok_or(ShotsError::TooFew {
                     shots,
                     needed: shots,
                     split: self.examples.split,

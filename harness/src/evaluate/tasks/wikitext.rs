@@ -103,7 +103,7 @@ fn slashed(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("/' ") {
-        let after = rest[at + 3..].as_bytes();
+        let after = &rest.as_bytes()[at + 3..];
         if after.len() >= 2 && after[0].is_ascii_digit() && after[1] == b'/' {
             result.push_str(&rest[..at]);
             result.push_str("/'[0-9]/");

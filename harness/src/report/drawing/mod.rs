@@ -10,12 +10,20 @@ use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::drawing::IntoDrawingArea;
 use plotters::element::{Circle, PathElement, Polygon, Text as TextElement};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, FontStyle, IntoFont, RGBColor, ShapeStyle, TextStyle, register_font};
+use plotters::style::{
+    Color, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, TextStyle, register_font,
+};
 
 use super::ReportError;
 
 pub mod axis;
+pub mod bands;
+pub mod canvas;
+pub mod glyphs;
 pub mod palette;
+pub mod panel;
+pub mod scale;
+pub mod sheet;
 
 pub use palette::Colour;
 
@@ -97,6 +105,19 @@ pub enum Shape {
         /// Its colour.
         colour: Colour,
     },
+    /// A line of text that is read upwards: its baseline is upright, and on its right.
+    Upward {
+        /// Where its baseline is, at the side that `anchor` names: the beginning is the lower end.
+        at: Point,
+        /// The words.
+        text: String,
+        /// Font size (1 em).
+        size: f64,
+        /// Which side of the text stands at the point.
+        anchor: Anchor,
+        /// Its colour.
+        colour: Colour,
+    },
 }
 
 /// A pattern of dashes.
@@ -136,6 +157,17 @@ pub enum Anchor {
     Middle,
     /// Its end.
     End,
+}
+
+impl Anchor {
+    /// How much of the text is before its point.
+    fn share(self) -> f64 {
+        match self {
+            Anchor::Start => 0.0,
+            Anchor::Middle => 0.5,
+            Anchor::End => 1.0,
+        }
+    }
 }
 
 /// Width of `text` in points at this font size, as the font of the figures has it.
@@ -184,12 +216,13 @@ impl Shape {
             }
             Shape::Text { at, text, size, anchor, .. } => {
                 let width = text_width(text, *size);
-                let left = match anchor {
-                    Anchor::Start => at.0,
-                    Anchor::Middle => at.0 - width / 2.0,
-                    Anchor::End => at.0 - width,
-                };
+                let left = at.0 - width * anchor.share();
                 ((left, at.1 - 0.76 * size), (left + width, at.1 + 0.24 * size))
+            }
+            Shape::Upward { at, text, size, anchor, .. } => {
+                let width = text_width(text, *size);
+                let lower = at.1 + width * anchor.share();
+                ((at.0 - 0.76 * size, lower - width), (at.0 + 0.24 * size, lower))
             }
         }
     }
@@ -292,21 +325,32 @@ impl Drawing {
                     }
                 }
                 Shape::Text { at, text, size, anchor: side, colour } => {
-                    let side = match side {
-                        Anchor::Start => HPos::Left,
-                        Anchor::Middle => HPos::Center,
-                        Anchor::End => HPos::Right,
-                    };
-                    let font = (FAMILY, size * em * scale, FontStyle::Normal).into_font();
-                    let colour = rgb(*colour);
-                    let style = TextStyle::from(font).color(&colour).pos(Pos::new(side, anchor));
                     let at = place((at.0, at.1 + shift * size));
+                    let style = letters(size * em * scale, *side, anchor, *colour);
+                    area.draw(&TextElement::new(text.as_str(), at, style)).map_err(failure)?;
+                }
+                Shape::Upward { at, text, size, anchor: side, colour } => {
+                    // What is down for the letters is right on the page.
+                    let at = place((at.0 + shift * size, at.1));
+                    let style = letters(size * em * scale, *side, anchor, *colour)
+                        .transform(FontTransform::Rotate270);
                     area.draw(&TextElement::new(text.as_str(), at, style)).map_err(failure)?;
                 }
             }
         }
         area.present().map_err(failure)
     }
+}
+
+/// plotters' style of a text whose point is at `side` and `height` of it.
+fn letters(size: f64, side: Anchor, height: VPos, colour: Colour) -> TextStyle<'static> {
+    let side = match side {
+        Anchor::Start => HPos::Left,
+        Anchor::Middle => HPos::Center,
+        Anchor::End => HPos::Right,
+    };
+    let font = (FAMILY, size, FontStyle::Normal).into_font();
+    TextStyle { font, color: rgb(colour).to_backend_color(), pos: Pos::new(side, height) }
 }
 
 fn register() {
@@ -402,8 +446,12 @@ mod tests {
     #[test]
     fn texts_stand_where_their_bounds_say() {
         // The dark pixels of a text drawn alone must fill the box that `bounds` gives, whatever its anchor.
-        for anchor in [Anchor::Start, Anchor::Middle, Anchor::End] {
-            let shape = text((100.0, 60.0), anchor);
+        let upward =
+            |at, anchor| Shape::Upward { at, text: "help".into(), size: 16.0, anchor, colour: Colour::INK };
+        let anchors = [Anchor::Start, Anchor::Middle, Anchor::End];
+        let level = anchors.map(|anchor| (anchor, text((100.0, 60.0), anchor)));
+        let upright = anchors.map(|anchor| (anchor, upward((100.0, 50.0), anchor)));
+        for (anchor, shape) in level.into_iter().chain(upright) {
             let ((left, top), (right, bottom)) = shape.bounds();
             let scale = SCALE * OVERSAMPLE as f64;
             let (wide, high) = ((200.0 * scale) as usize, (100.0 * scale) as usize);

@@ -21,6 +21,8 @@ impl Colour {
     pub const MINOR_GRID: Colour = Colour(232, 232, 232);
     /// Every other band behind rows.
     pub const BAND: Colour = Colour(246, 246, 246);
+    /// What a reader should look at: Okabe and Ito's vermilion.
+    pub const ACCENT: Colour = SERIES[1];
 }
 
 /// Okabe and Ito's colours, those that stand out on white first; yellow is left out, being too faint for marks.
@@ -41,6 +43,20 @@ pub fn series(index: usize) -> (Colour, Mark) {
     (SERIES[index % SERIES.len()], FORMS[index % FORMS.len()])
 }
 
+/// A tone of blue for a share of the way from little (0, light, yet not white) to much (1, dark). Lightness falls steadily,
+/// so that it reads the same in grey and with any colour blindness.
+pub fn tone(share: f64) -> Colour {
+    // The darker four of ColorBrewer's Blues.
+    const STOPS: [Colour; 4] =
+        [Colour(205, 224, 241), Colour(107, 174, 214), Colour(33, 113, 181), Colour(8, 40, 90)];
+    let place = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
+    let first = (place as usize).min(STOPS.len() - 2);
+    let between =
+        |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * (place - first as f64)).round() as u8;
+    let (a, b) = (STOPS[first], STOPS[first + 1]);
+    Colour(between(a.0, b.0), between(a.1, b.1), between(a.2, b.2))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +65,14 @@ mod tests {
     fn thirty_series_all_differ() {
         let all: Vec<_> = (0..30).map(series).collect();
         assert!(all.iter().enumerate().all(|(i, one)| !all[..i].contains(one)));
+    }
+
+    #[test]
+    fn more_is_darker() {
+        let lightness = |Colour(r, g, b): Colour| 3 * u32::from(r) + 6 * u32::from(g) + u32::from(b);
+        let tones: Vec<u32> = (0..=10).map(|i| lightness(tone(f64::from(i) / 10.0))).collect();
+        assert!(tones.windows(2).all(|pair| pair[0] > pair[1]), "{tones:?}");
+        assert!(lightness(tone(0.0)) < lightness(Colour::WHITE) - 200);
+        assert_eq!((tone(-1.0), tone(7.0)), (tone(0.0), tone(1.0)));
     }
 }

@@ -4,12 +4,25 @@ use super::ReportError;
 use super::drawing::Drawing;
 use crate::record::Contents;
 
+pub mod activation_maxima;
+pub mod alpha_sweep;
+pub mod observed;
+pub mod outlier_histograms;
 pub mod perplexity;
+pub mod prefix_ablation;
+pub mod schemes;
+pub mod spike_ratios;
+pub mod token_scales;
 
 /// A figure of a report. It reads records and hands over drawings; it never touches a file.
 pub trait Figure: Sync {
     /// Its name, as `list figures` prints it.
     fn name(&self) -> &'static str;
+
+    /// What it shows, in a few words, for `list figures`.
+    fn about(&self) -> &'static str {
+        ""
+    }
 
     /// Whether these records hold what it shows.
     fn applies(&self, contents: &Contents) -> bool;
@@ -22,7 +35,16 @@ pub trait Figure: Sync {
 }
 
 /// All figures, in alphabetical order of their names.
-pub const FIGURES: &[&dyn Figure] = &[&perplexity::Perplexity];
+pub const FIGURES: &[&dyn Figure] = &[
+    &activation_maxima::ActivationMaxima,
+    &alpha_sweep::AlphaSweep,
+    &outlier_histograms::OutlierHistograms,
+    &perplexity::Perplexity,
+    &prefix_ablation::PrefixAblation,
+    &schemes::Schemes,
+    &spike_ratios::SpikeRatios,
+    &token_scales::TokenScales,
+];
 
 /// All drawings of all figures that apply.
 ///

@@ -25,6 +25,10 @@ impl Figure for Perplexity {
         "perplexity"
     }
 
+    fn about(&self) -> &'static str {
+        "perplexity of every recipe and model"
+    }
+
     fn applies(&self, contents: &Contents) -> bool {
         !metrics(contents).is_empty()
     }

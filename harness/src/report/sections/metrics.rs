@@ -1,0 +1,31 @@
+//! `metrics`: a pivot for each metric id, every recipe and model.
+
+use super::Section;
+use crate::record::Contents;
+use crate::report::pivot::pivot;
+use crate::report::table::Table;
+use crate::report::{metric, rows};
+
+/// See the module.
+pub struct Metrics;
+
+impl Section for Metrics {
+    fn name(&self) -> &'static str {
+        "metrics"
+    }
+
+    fn tables(&self, contents: &Contents) -> Vec<Table> {
+        let rows = rows::rows(contents);
+        rows::metrics(contents)
+            .into_iter()
+            .filter(|id| rows.iter().any(|row| row.metric == *id))
+            .map(|id| pivot(&caption(id), &rows, &[id]))
+            .collect()
+    }
+}
+
+/// `perplexity (gptq/…)`: a metric id as a caption.
+pub fn caption(id: &str) -> String {
+    let (name, protocol) = metric::split(id);
+    if protocol.is_empty() { name.to_owned() } else { format!("{name} ({protocol})") }
+}
