@@ -82,7 +82,11 @@ fn bad_arguments_exit_with_2() {
         (&["plan", "small.toml", "--limit", "0"], "invalid value '0' for '--limit <N>'"),
         (
             &["explain", "wieghts"],
-            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, weights, perplexity, conventions",
+            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, qfem, ",
+        ),
+        (
+            &["explain", "keep"],
+            "error: the step `keep` has several methods, each with a page of its own: qfem, ranked",
         ),
         (&["swep", "small.toml"], "a similar subcommand exists: 'sweep'"),
     ] {
@@ -101,8 +105,16 @@ fn explain_and_list_print_the_registries() {
     let grids = text(&quantscope(&["explain", "conventions"]).stdout);
     assert!(grids.contains("| `zero-in-range` |"), "{grids}");
     let steps = text(&quantscope(&["list", "steps"]).stdout);
-    let names: Vec<_> = steps.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(names, ["activations", "weights"]);
+    let listed: Vec<(&str, Option<&str>)> = steps
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?, words.next().filter(|method| *method != "-")))
+        })
+        .collect();
+    assert_eq!(listed, harness::quantize::steps::STEPS);
+    let tasks = text(&quantscope(&["list", "tasks"]).stdout);
+    assert!(tasks.lines().any(|line| line.starts_with("piqa") && line.contains("acc, acc_norm")), "{tasks}");
     let keys = text(&quantscope(&["list", "keys"]).stdout);
     assert!(
         keys.contains("`[sweep]`") && keys.contains("models, recipes, calibrations, seeds, exclude"),

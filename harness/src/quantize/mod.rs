@@ -243,7 +243,7 @@ pub enum StepError {
     },
     /// A site that cannot be rescaled as asked.
     #[error(transparent)]
-    Rescale(#[from] RescaleError),
+    Rescale(Box<RescaleError>),
     /// Statistics that cannot be had, or say nothing.
     #[error("{0}")]
     Statistics(String),
@@ -289,6 +289,12 @@ pub enum StepError {
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<RescaleError> for StepError {
+    fn from(error: RescaleError) -> Self {
+        StepError::Rescale(Box::new(error))
+    }
 }
 
 impl StepError {

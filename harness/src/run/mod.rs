@@ -189,7 +189,7 @@ pub enum RunError {
     },
     /// The items of a task cannot be had.
     #[error(transparent)]
-    Task(#[from] items::TaskError),
+    Task(Box<items::TaskError>),
     /// The text of a calibration set cannot be read.
     #[error("calibration `{calibration}`: {source}")]
     CalibrationText {
@@ -204,11 +204,11 @@ pub enum RunError {
         /// The model whose tokenizer it is drawn with.
         model: String,
         /// Why.
-        source: DrawError,
+        source: Box<DrawError>,
     },
     /// A calibration set holds what is measured.
     #[error(transparent)]
-    Overlap(#[from] OverlapError),
+    Overlap(Box<OverlapError>),
     /// A step that a model cannot have.
     #[error("recipe `{recipe}`, step {step}, on {model}: {source}")]
     Step {
@@ -246,7 +246,7 @@ pub fn sweep(
 ) -> Result<Summary, RunError> {
     // Before the store: a folder with nothing in it would be left behind where a text is missing.
     let texts = texts::Texts::load(plan, &options.data)?;
-    let items = items::TaskItems::load(plan, &options.data)?;
+    let items = items::TaskItems::load(plan, &options.data).map_err(|e| RunError::Task(Box::new(e)))?;
     let calibrations = Calibrations::load(plan, &options.data)
         .map_err(|(calibration, source)| RunError::CalibrationText { calibration, source })?;
     let store = Store::open(&options.results)?;
@@ -370,12 +370,14 @@ impl Sweep<'_> {
                 continue;
             }
             let drawn = self.calibrations.set(calibration, &source.checkpoint, key.2);
-            let drawn = drawn.map_err(|e| RunError::Draw { model: cell.model.label.clone(), source: e })?;
+            let drawn =
+                drawn.map_err(|e| RunError::Draw { model: cell.model.label.clone(), source: Box::new(e) })?;
             for evaluation in &cell.evaluations {
                 // An evaluation without windows fails by itself, and shares nothing.
                 let Evaluation::Perplexity(perplexity) = evaluation else { continue };
                 if let Ok(windows) = self.texts.windows(perplexity, &source.checkpoint) {
-                    overlap::check(&drawn, calibration, &evaluation.id(), &windows.windows)?;
+                    overlap::check(&drawn, calibration, &evaluation.id(), &windows.windows)
+                        .map_err(|e| RunError::Overlap(Box::new(e)))?;
                 }
             }
             self.sets.insert(key, drawn);
