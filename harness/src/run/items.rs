@@ -1,6 +1,7 @@
 //! The items of a plan's tasks: read before any model is loaded, encoded once per tokenizer and context.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -32,7 +33,7 @@ pub enum TaskError {
         /// The task.
         task: &'static str,
         /// Why.
-        source: ItemError,
+        source: Box<ItemError>,
     },
     /// No file anywhere.
     #[error(
@@ -46,7 +47,7 @@ pub enum TaskError {
         /// The places.
         looked: Vec<String>,
         /// What the hub said.
-        hub: Option<HubError>,
+        hub: Option<Box<HubError>>,
     },
     /// Items in another form than the block says.
     #[error(
@@ -74,9 +75,8 @@ impl TaskItems {
         let mut loaded = Self::default();
         for evaluation in plan.cells.iter().flat_map(|cell| &cell.evaluations) {
             let Evaluation::Task(block) = evaluation else { continue };
-            let key = key(block);
-            if !loaded.items.contains_key(&key) {
-                loaded.items.insert(key, read(block, options)?);
+            if let Entry::Vacant(vacant) = loaded.items.entry(key(block)) {
+                vacant.insert(read(block, options)?);
             }
         }
         Ok(loaded)
@@ -112,7 +112,7 @@ fn key(block: &TaskEvaluation) -> String {
 
 fn read(block: &TaskEvaluation, options: &DataOptions) -> Result<(Items, Vec<items::Item>), TaskError> {
     let task = block.task();
-    let wrong = |source| TaskError::Items { task: block.name, source };
+    let wrong = |source| TaskError::Items { task: block.name, source: Box::new(source) };
     let path = find(block, options)?;
     // A file that the experiment names may be a part of the task; one found by the task's name has to be whole.
     let amount = match (block.protocol.limit, &block.items) {
@@ -160,6 +160,6 @@ fn find(block: &TaskEvaluation, options: &DataOptions) -> Result<PathBuf, TaskEr
     looked.push(format!("{} ({file}) on the hub", source.repository));
     match fetch_dataset_file(source.repository, &file, PARQUET_REVISION, &options.hub, &mut |_, _, _| {}) {
         Ok(path) => Ok(path),
-        Err(hub) => Err(TaskError::NotFound { task: block.name, looked, hub: Some(hub) }),
+        Err(hub) => Err(TaskError::NotFound { task: block.name, looked, hub: Some(Box::new(hub)) }),
     }
 }
