@@ -84,8 +84,8 @@ fn misspelt_names_lead_to_the_nearest_one() {
         ),
         ("step = \"weights\", bits = 8", "bits = 8", "the key `step` is missing"),
         ("\"perplexity\"", "\"perplexty\"", "unknown metric `perplexty` (did you mean `perplexity`?)"),
-        ("metric = \"perplexity\"", "task = \"piqa\"", "unknown task `piqa`: this version has no tasks yet"),
-        ("metric = \"perplexity\"\n", "", "the key `metric` is missing"),
+        ("metric = \"perplexity\"", "task = \"pica\"", "unknown task `pica` (did you mean `piqa`?)"),
+        ("metric = \"perplexity\"\n", "", "the key `metric` or `task` is missing"),
         ("\"gptq\"", "\"gtpq\"", "`protocol`: unknown word `gtpq` (did you mean `gptq`?)"),
         ("\"every\"", "\"evry\"", "`bos`: unknown word `evry` (did you mean `every`?)"),
     ] {
