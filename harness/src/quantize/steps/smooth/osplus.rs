@@ -142,8 +142,9 @@ pub fn search(
         }
         let error = output(scaled.forward(rounded)) - truth.clone();
         let loss = f64::from(error.square().sum().into_scalar::<f32>()) / (sequences * tokens) as f64;
-        let unscaled = *unscaled.get_or_insert(loss);
-        if best.as_ref().is_none_or(|(best, _)| loss < best.loss) {
+        let unscaled = *unscaled.get_or_insert(if loss.is_finite() { loss } else { f64::MAX });
+        // A loss that is no number would win nothing and cannot be written down.
+        if loss.is_finite() && best.as_ref().is_none_or(|(best, _)| loss < best.loss) {
             best = Some((Best { threshold: t, loss, unscaled }, s));
         }
     }
