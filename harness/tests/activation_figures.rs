@@ -16,10 +16,10 @@ use harness::record::statistics::{
 use harness::record::store::Store;
 use harness::record::{CellResult, Contents, Envelope, Execution, ManifestCell, ModelIdentity, SCHEMA};
 use harness::report::drawing::{Drawing, Shape};
-use harness::report::figures::observed::observed;
 use harness::report::figures::outlier_histograms::{maxima, pooled};
 use harness::report::figures::token_scales::{STRETCH, Stretch};
 use harness::report::figures::{self, spike_ratios};
+use harness::report::observed::observed;
 use models::{Port, Site};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -28,6 +28,7 @@ pub mod expectations;
 pub mod figures;
 pub mod frame;
 pub mod metric;
+pub mod observed;
 pub mod pivot;
 pub mod published;
 pub mod recipes;

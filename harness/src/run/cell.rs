@@ -136,7 +136,10 @@ impl Sweep<'_> {
                         StepError::NotEquivalent { .. } | StepError::Rescale(_) => "transform",
                         _ => "quantize",
                     };
-                    let cure = "change the recipe or its calibration set in the experiment file";
+                    let cure = match cell.calibration {
+                        Some(_) => "change the recipe or its calibration set in the experiment file",
+                        None => "change the recipe in the experiment file",
+                    };
                     Fault::new(stage, format!("step {step}: {e}"), cure)
                 })?;
                 Ok((decoder, tap, fitted))

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::calibrate::overlap::{self, OverlapError};
-use crate::calibrate::set::{CalibrationSet, DrawError};
+use crate::calibrate::overlap;
+use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
-use crate::quantize::{ModelFacts, StepError};
+use crate::quantize::ModelFacts;
 use crate::run::calibrations::Calibrations;
 use crate::run::calibrator::Collected;
 
@@ -25,6 +25,7 @@ use crate::run::interrupt::Interrupt;
 mod calibrations;
 mod calibrator;
 mod cell;
+mod error;
 pub mod inspect;
 pub mod interrupt;
 mod items;
@@ -33,6 +34,7 @@ pub mod survey;
 mod texts;
 
 pub use cell::catching_now;
+pub use error::RunError;
 pub use items::TaskError;
 pub use source::{ModelOptions, open_checkpoint};
 
@@ -155,82 +157,6 @@ pub struct Summary {
     pub missed: usize,
     /// Whether the user stopped it.
     pub interrupted: bool,
-}
-
-/// What stops a whole sweep.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The store cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A text cannot be read: found before any model is loaded.
-    #[error("evaluation {metric}: {source}")]
-    Corpus {
-        /// The full metric id.
-        metric: String,
-        /// Why.
-        source: crate::data::corpus::CorpusError,
-    },
-    /// The store's number of an evaluation belongs to other windows than those of this run.
-    #[error(
-        "the text of {metric} is not the text on which `{}` has it measured (blake3 {stored} there, {found} now): \
-         measure into another folder with --results DIR, or delete `{}` to measure everything anew",
-        results.display(), results.join("cells").display()
-    )]
-    OtherText {
-        /// The full metric id.
-        metric: String,
-        /// The store.
-        results: PathBuf,
-        /// Hash of the text that was measured.
-        stored: String,
-        /// Hash of the text that is there now.
-        found: String,
-    },
-    /// The items of a task cannot be had.
-    #[error(transparent)]
-    Task(Box<items::TaskError>),
-    /// The text of a calibration set cannot be read.
-    #[error("calibration `{calibration}`: {source}")]
-    CalibrationText {
-        /// The set's name.
-        calibration: String,
-        /// Why.
-        source: crate::data::corpus::CorpusError,
-    },
-    /// A calibration set cannot be drawn.
-    #[error("{model}: {source}")]
-    Draw {
-        /// The model whose tokenizer it is drawn with.
-        model: String,
-        /// Why.
-        source: Box<DrawError>,
-    },
-    /// A calibration set holds what is measured.
-    #[error(transparent)]
-    Overlap(Box<OverlapError>),
-    /// A step that a model cannot have.
-    #[error("recipe `{recipe}`, step {step}, on {model}: {source}")]
-    Step {
-        /// The recipe.
-        recipe: String,
-        /// `<place>.<step>`.
-        step: String,
-        /// The model's label.
-        model: String,
-        /// Why not.
-        source: Box<StepError>,
-    },
-    /// The device failed in a way that leaves it unusable.
-    #[error(
-        "{device} failed and cannot be used any more: {message}; everything measured so far is kept, run again to go on"
-    )]
-    Device {
-        /// The device.
-        device: String,
-        /// What it said.
-        message: String,
-    },
 }
 
 /// Measures every cell of a plan that is not in the store yet.

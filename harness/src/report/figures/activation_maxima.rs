@@ -5,13 +5,13 @@
 //! records. Figure 1 of arXiv:2405.14428, which numbers them from 1 and has a linear axis; here the axis is logarithmic,
 //! because the ports of one model differ a hundredfold.
 
-use super::observed::{Observed, State, is_positive, observed, ports};
 use super::{Figure, file_stem};
 use crate::record::Contents;
 use crate::report::ReportError;
 use crate::report::drawing::Drawing;
 use crate::report::drawing::canvas::{Canvas, RADIUS, STROKE, Sample};
 use crate::report::drawing::panel::panels;
+use crate::report::observed::{Observed, State, is_positive, observed, ports};
 
 /// See the module.
 pub struct ActivationMaxima;

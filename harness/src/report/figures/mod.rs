@@ -6,7 +6,6 @@ use crate::record::Contents;
 
 pub mod activation_maxima;
 pub mod alpha_sweep;
-pub mod observed;
 pub mod outlier_histograms;
 pub mod perplexity;
 pub mod prefix_ablation;

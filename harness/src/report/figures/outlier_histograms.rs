@@ -12,7 +12,6 @@
 
 use std::collections::BTreeMap;
 
-use super::observed::{Observed, ShownPort, State, by_calibration, capital, is_positive, observed, ports};
 use super::{Figure, file_stem};
 use crate::record::Contents;
 use crate::record::statistics::{HistogramRow, SequenceRow};
@@ -21,6 +20,9 @@ use crate::report::drawing::axis::LogAxis;
 use crate::report::drawing::canvas::{Canvas, STROKE, Sample};
 use crate::report::drawing::panel::{Panel, panels};
 use crate::report::drawing::{Colour, Drawing, Point, palette};
+use crate::report::observed::{
+    Observed, ShownPort, State, by_calibration, capital, is_positive, observed, ports,
+};
 
 /// See the module.
 pub struct OutlierHistograms;

@@ -9,7 +9,6 @@
 //! r = mean over sequences of max_t s_t / median_t s_t, s_t = max over channels of |x_t|, the median being the lower one
 //! (arXiv:2405.14428, "QFeM").
 
-use super::observed::{Observed, State, is_positive, observed, ports};
 use super::{Figure, file_stem};
 use crate::record::statistics::SiteSummary;
 use crate::record::{CellResult, Contents};
@@ -17,6 +16,7 @@ use crate::report::ReportError;
 use crate::report::drawing::canvas::{Canvas, DASH, DROP, RADIUS, SMALL, Sample};
 use crate::report::drawing::panel::{Panel, panels};
 use crate::report::drawing::{Anchor, Colour, Drawing, elide, text_width};
+use crate::report::observed::{Observed, State, is_positive, observed, ports};
 
 /// See the module.
 pub struct SpikeRatios;

@@ -4,7 +4,6 @@
 //! because spikes stand at the first token and where a token occurs first. Red are tokens whose scale is more than eight
 //! lower medians of that sample. What the same tokens have behind a prefix stands over it. Figure 2 of arXiv:2405.14428.
 
-use super::observed::{Observed, State, is_positive, observed, ports};
 use super::{Figure, file_stem};
 use crate::calibrate::statistics::OUTLIER_RATIO;
 use crate::record::Contents;
@@ -15,6 +14,7 @@ use crate::report::drawing::canvas::{Canvas, DASH, DROP, MARGIN, RADIUS, STROKE,
 use crate::report::drawing::glyphs::token_text;
 use crate::report::drawing::panel::Panel;
 use crate::report::drawing::{Anchor, Colour, Drawing, Mark, elide, palette, text_width};
+use crate::report::observed::{Observed, State, is_positive, observed, ports};
 
 /// See the module.
 pub struct TokenScales;
