@@ -1,4 +1,4 @@
-//! `prefix` by `tokens`, `bos` or `random`: a prefix that is not searched.
+//! `prefix` by `tokens`, `bos` or `random`: not searched: given tokens, BOS alone, or BOS and random ones.
 //!
 //! # Equation
 //! The keys and values of the prefix, at positions 0 … |P| − 1, come from one pass of the floating-point model over
