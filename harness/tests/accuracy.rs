@@ -193,7 +193,7 @@ fn intervals_differences_and_adjusted_p_values_are_those_computed_by_hand() {
     // 7 lost, 1 gained: 2 (1 + 8) / 2⁸.
     let of = |column: &str| number(table, "worse", column);
     assert_eq!((of("lost"), of("gained"), of("all flips")), (7.0, 1.0, 8.0));
-    close(of("Δ points"), -30.0);
+    close(of("diff points"), -30.0);
     close(of("p"), 0.070_312_5);
     // The other two comparisons have p = 1: three times the smallest by both ways.
     close(of("p Holm"), 0.210_937_5);
@@ -209,7 +209,7 @@ fn intervals_differences_and_adjusted_p_values_are_those_computed_by_hand() {
 #[test]
 fn a_model_compared_with_itself_has_no_flips_and_p_one() {
     let tables = example().tables();
-    for column in ["lost", "gained", "all flips", "Δ points"] {
+    for column in ["lost", "gained", "all flips", "diff points"] {
         assert_eq!(number(&tables[0], "same", column), 0.0, "{column}");
     }
     for column in ["p", "p Holm", "p BH"] {
@@ -270,7 +270,7 @@ fn readings_of_other_items_are_not_compared_and_the_table_says_why() {
     ] {
         assert!(table.notes.iter().any(|note| note == words), "{words}: {:?}", table.notes);
         assert_eq!(cell(table, recipe, "p"), &Cell::Missing);
-        assert_eq!(cell(table, recipe, "Δ points"), &Cell::Missing);
+        assert_eq!(cell(table, recipe, "diff points"), &Cell::Missing);
     }
     assert_eq!(number(table, "fewer", "items"), 19.0);
     // What is not compared does not enter the family.

@@ -58,7 +58,7 @@ const LEGEND: [&str; 7] = [
     "acc is the share of items whose right answer has the highest log-likelihood, or whose target is what greedy decoding \
      gives; acc_norm the same by log-likelihood per character; higher is better. ± is one standard error, “95 %” Wilson's \
      interval of the one accuracy; two of these intervals say little about a difference, the paired columns do",
-    "Δ points: accuracy less that of the original on the same items, in percentage points, with Newcombe's 95 % interval of \
+    "diff points: accuracy less that of the original on the same items, in percentage points, with Newcombe's 95 % interval of \
      paired proportions",
     "lost: items that only the original has right; gained: items that only the recipe has right; both together are the \
      flips. all flips: also counts one wrong answer for another",
@@ -67,7 +67,7 @@ const LEGEND: [&str; 7] = [
     "p BH: adjusted by Benjamini and Hochberg over the same comparisons, so that the share of false ones among the \
      differences found keeps the level",
     "MDE points: the smallest difference that one test at level 0.05 finds with probability 0.8, given so many items and \
-     flips; if it is larger than flips ÷ items, no difference could have been found. None where nothing flips",
+     flips; if it is larger than flips over items, no difference could have been found. None where nothing flips",
 ];
 
 /// By which score an item is decided.
@@ -474,8 +474,8 @@ fn paired_columns() -> [Column; 9] {
     let number = |name: &str| Column::new(name, Kind::Number);
     let count = |name: &str| Column::new(name, Kind::Count);
     [
-        number("Δ points"),
-        number("Δ 95 %"),
+        number("diff points"),
+        number("diff 95 %"),
         count("lost"),
         count("gained"),
         count("all flips"),
