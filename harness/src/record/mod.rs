@@ -9,6 +9,7 @@
 //!   manifest.json                                 what the experiment asked for when it last ran: labels, ids, metrics
 //!   cells/<cell id>/cell.json                     what the cell is, what was fitted, provenance
 //!   cells/<cell id>/measurements/<key>.json       one write-once file per measurement
+//!   cells/<cell id>/items/<key>.parquet           a task's items, one write-once file per task; see `items`
 //!   statistics/<id>/                              what activations look like; see `statistics`
 //!   failures/<cell id>[.<key>].json               the last failure of a cell or measurement; removed when it succeeds
 //!   claims/<cell id>[.<key>]                      who is computing it now
@@ -25,6 +26,7 @@ pub mod statistics;
 pub mod store;
 
 pub use execution::Execution;
+pub use store::StoredItems;
 pub use store::statistics::StoredStatistics;
 
 /// The version of every file format in a store. A store with a higher number was written by a newer program.
@@ -228,6 +230,8 @@ pub struct Contents {
     pub failures: Vec<Failure>,
     /// All activation statistics present, by id, ascending.
     pub statistics: Vec<StoredStatistics>,
+    /// All per-item files present, by cell and name, ascending.
+    pub items: Vec<StoredItems>,
 }
 
 /// The file name under which a measurement is kept: a readable, file-system-safe form of its metric id and version.

@@ -26,6 +26,7 @@ use super::{
 pub use claim::{Claim, ClaimOutcome, Holder};
 pub use error::StoreError;
 pub use files::{Disk, Files};
+pub use items::StoredItems;
 pub use stage::STALE_AFTER;
 pub use statistics::StoredStatistics;
 
@@ -246,6 +247,7 @@ impl Store {
             for path in entries(&folder.join("measurements"))? {
                 contents.measurements.extend(self.measurement_at(&path)?);
             }
+            contents.items.extend(items::stored(&id, &folder)?);
         }
         for path in entries(&self.dir.join("failures"))? {
             if let Some(bytes) = read(&path)? {

@@ -107,7 +107,7 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
         let errors = if stderr { "; ± one standard error" } else { "" };
         table.notes.push(format!("{words}{errors}"));
     }
-    table.notes.extend(failures(&rows).into_iter().map(|(labels, failure)| failure_note(&labels, failure)));
+    table.notes.extend(failure_notes(&rows));
     table
 }
 
@@ -141,6 +141,11 @@ pub fn failures<'a>(rows: &[Row<'a>]) -> Vec<(Vec<String>, &'a Failure)> {
         }
     }
     found
+}
+
+/// What is said of the failures behind `rows` below a table.
+pub fn failure_notes(rows: &[Row<'_>]) -> Vec<String> {
+    failures(rows).into_iter().map(|(labels, failure)| failure_note(&labels, failure)).collect()
 }
 
 fn failure_note(labels: &[String], failure: &Failure) -> String {

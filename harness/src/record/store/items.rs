@@ -1,11 +1,46 @@
-//! Per-item files in a store: written once, before the measurements that are made of them.
+//! Per-item files in a store: written once, before the measurements that are made of them, read when they are asked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::stage::Stage;
-use super::{Store, StoreError, format, read, vanished};
+use super::{Store, StoreError, entries, format, read, vanished};
 use crate::record::items::{ItemRow, from_parquet, to_parquet};
 use crate::record::measurement_key;
+
+/// A per-item file that stands in a store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredItems {
+    /// The cell it belongs to.
+    pub cell: String,
+    /// Its name without the extension: `items-file` in the detail of a measurement.
+    pub file: String,
+    path: PathBuf,
+}
+
+impl StoredItems {
+    /// The rows, if their bytes have this blake3 hash: `items-file-hash` in the detail of a measurement.
+    ///
+    /// # Errors
+    /// If the file is missing or not what was written.
+    pub fn rows(&self, hash: &str) -> Result<Vec<ItemRow>, StoreError> {
+        let bytes = read(&self.path)?.ok_or_else(|| vanished(&self.path))?;
+        if blake3::hash(&bytes).to_hex().as_str() != hash {
+            return Err(format::corrupt(&self.path, "its bytes are not those that the measurement names"));
+        }
+        from_parquet(bytes)
+            .map_err(|e| format::corrupt(&self.path, format!("it is not the table it was ({e})")))
+    }
+}
+
+/// The per-item files of a cell, by name.
+pub(super) fn stored(cell: &str, folder: &Path) -> Result<Vec<StoredItems>, StoreError> {
+    let files = entries(&folder.join("items"))?.into_iter().filter_map(|path| {
+        let name = path.file_name()?.to_str()?;
+        let file = name.strip_suffix(".parquet")?.to_owned();
+        Some(StoredItems { cell: cell.to_owned(), file, path })
+    });
+    Ok(files.collect())
+}
 
 impl Store {
     /// Publishes the rows of a cell's task under `key`, the metric id of the whole task and its version; their hash.

@@ -1,6 +1,7 @@
-//! `metrics`: a pivot for each metric id, every recipe and model.
+//! `metrics`: a pivot for each metric id, every recipe and model; accuracies whose items are on record have tables of
+//! their own.
 
-use super::Section;
+use super::{Section, accuracy};
 use crate::record::Contents;
 use crate::report::pivot::pivot;
 use crate::report::table::Table;
@@ -16,8 +17,10 @@ impl Section for Metrics {
 
     fn tables(&self, contents: &Contents) -> Vec<Table> {
         let rows = rows::rows(contents);
+        let elsewhere = accuracy::shown(contents);
         rows::metrics(contents)
             .into_iter()
+            .filter(|id| !elsewhere.contains(id))
             .filter(|id| rows.iter().any(|row| row.metric == *id))
             .map(|id| pivot(&caption(id), &rows, &[id]))
             .collect()

@@ -3,6 +3,7 @@
 use super::table::Table;
 use crate::record::Contents;
 
+pub mod accuracy;
 pub mod beside;
 pub mod cures;
 pub mod expectations;
@@ -19,8 +20,14 @@ pub trait Section: Sync {
 }
 
 /// All sections, in the order in which a report prints them.
-pub const SECTIONS: &[&dyn Section] =
-    &[&metrics::Metrics, &cures::Cures, &partial::Partial, &beside::Beside, &expectations::Expectations];
+pub const SECTIONS: &[&dyn Section] = &[
+    &accuracy::Accuracy,
+    &metrics::Metrics,
+    &cures::Cures,
+    &partial::Partial,
+    &beside::Beside,
+    &expectations::Expectations,
+];
 
 /// All tables of a report.
 pub fn tables(contents: &Contents) -> Vec<Table> {
