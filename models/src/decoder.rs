@@ -169,6 +169,11 @@ impl Decoder {
         });
     }
 
+    /// Whether a sequence's first token is not fed: it is `start`, BOS, and the prefix stands in its place.
+    pub fn stands_for_first(&self, start: Option<u32>, tokens: &[u32]) -> bool {
+        self.prefix.is_some() && start.is_some() && tokens.first().copied() == start
+    }
+
     /// Computes the prefix's keys and values again, with the present weights.
     pub fn refresh_prefix(&mut self) {
         if let Some(prefix) = self.prefix.take() {

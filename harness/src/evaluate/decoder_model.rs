@@ -13,10 +13,10 @@ use crate::evaluate::windows::Sequence;
 use crate::evaluate::{EvaluateError, LanguageModel, Progress};
 
 /// Tokens that go through the blocks together.
-const TOKENS_PER_BATCH: usize = 1024;
+pub(super) const TOKENS_PER_BATCH: usize = 1024;
 
 /// Logits held at once, in values: 128 MiB of f32, the largest binding that every Vulkan driver allows.
-const LOGITS_AT_ONCE: usize = 32 << 20;
+pub(super) const LOGITS_AT_ONCE: usize = 32 << 20;
 
 /// A decoder and what happens at its sites.
 pub struct DecoderModel<'a> {
@@ -43,11 +43,6 @@ impl<'a> DecoderModel<'a> {
     pub fn sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;
         self
-    }
-
-    /// Whether the first token of a sequence is not fed, because the prefix stands in its place.
-    fn drops_first(&self, sequence: &[u32]) -> bool {
-        self.decoder.prefix.is_some() && self.start.is_some() && sequence.first().copied() == self.start
     }
 
     /// ln p of a token right behind the prefix. No position of a prefix is ever rounded.
@@ -102,7 +97,8 @@ fn batch_of(length: usize) -> usize {
 impl LanguageModel for DecoderModel<'_> {
     fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
         let begun = Instant::now();
-        let dropped = sequences.iter().filter(|sequence| self.drops_first(sequence)).count();
+        let dropped =
+            sequences.iter().filter(|sequence| self.decoder.stands_for_first(self.start, sequence)).count();
         let result = if dropped == 0 {
             self.score(sequences)
         } else if dropped < sequences.len() {

@@ -10,16 +10,11 @@ use models::kernel::on_host;
 use models::{Cache, Decoder, KeyValues, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
+use crate::evaluate::decoder_model::{LOGITS_AT_ONCE, TOKENS_PER_BATCH};
 use crate::evaluate::requests::sharing::{self, Place, Shared};
 use crate::evaluate::scoring::Answer;
 use crate::evaluate::windows::Sequence;
 use crate::evaluate::{EvaluateError, Progress};
-
-/// Tokens that go through the blocks together.
-const TOKENS_PER_BATCH: usize = 1024;
-
-/// Logits held at once, in values.
-const LOGITS_AT_ONCE: usize = 32 << 20;
 
 /// Fills rows up to the longest of a batch: it stands behind every scored position, where causal attention hides it.
 const PADDING: u32 = 0;
@@ -66,7 +61,7 @@ pub fn score(
     };
     let sequences: usize = items.iter().map(|item| item.len()).sum();
     let mut run = Run {
-        start: start.filter(|_| decoder.prefix.is_some()),
+        start,
         decoder,
         tap,
         sharing,
@@ -114,7 +109,7 @@ struct Row<'a> {
 impl Run<'_> {
     /// 1 where a sequence's first token is not fed.
     fn dropped(&self, tokens: &[u32]) -> usize {
-        usize::from(self.start.is_some() && tokens.first().copied() == self.start)
+        usize::from(self.decoder.stands_for_first(self.start, tokens))
     }
 
     /// Entries whose prefixes have one length.

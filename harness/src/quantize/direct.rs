@@ -44,8 +44,7 @@ impl Calibrator for Direct {
         if let Some(known) = self.collected.get(&key) {
             return Ok(known.clone());
         }
-        let start = self.start.filter(|_| decoder.prefix.is_some());
-        let drop = start.is_some() && self.samples.iter().all(|sample| sample.first().copied() == start);
+        let drop = self.samples.iter().all(|sample| decoder.stands_for_first(self.start, sample));
         let options = observe::Options::default();
         let statistics = observe::collect(decoder, &self.samples, drop, &options, &mut |_, _| true);
         let statistics = Rc::new(statistics.map_err(|e| StepError::Statistics(e.to_string()))?);

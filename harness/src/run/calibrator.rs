@@ -75,8 +75,8 @@ impl Calibrator for CellCalibrator<'_> {
         if let Some(known) = self.collected.by_key.get(&key) {
             return Ok(known.clone());
         }
-        let start = self.start().filter(|_| !prefix.is_empty());
-        let drop = |sample: &Vec<u32>| start.is_some() && sample.first().copied() == start;
+        let start = self.start();
+        let drop = |sample: &Vec<u32>| decoder.stands_for_first(start, sample);
         let samples = self.samples();
         let all = samples.iter().all(drop);
         // Where only some begin with BOS, these are cut by hand and their positions count from the first token fed.

@@ -229,15 +229,13 @@ impl Trial {
         for site in excepted {
             tap.rules.remove(site);
         }
-        let start = model.calibrator.start().filter(|_| self.decoder.prefix.is_some());
+        let start = model.calibrator.start();
         let (mut loss, mut tokens) = (0.0, 0usize);
         for (index, sample) in self.samples.iter().enumerate() {
             if !model.calibrator.progress(index, self.samples.len()) {
                 return Err(StepError::Interrupted);
             }
-            // A prefix stands in BOS's place.
-            let dropped = usize::from(start.is_some() && sample.first().copied() == start);
-            let fed = &sample[dropped..];
+            let fed = &sample[usize::from(self.decoder.stands_for_first(start, sample))..];
             loss += loss_of(&mut self.decoder, &mut tap, fed);
             tokens += fed.len() - 1;
         }

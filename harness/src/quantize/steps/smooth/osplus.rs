@@ -198,15 +198,12 @@ struct Found {
 impl Osplus {
     /// The search at every site, by the site's name.
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
-        let start = model.calibrator.start().filter(|_| model.decoder.prefix.is_some());
+        let start = model.calibrator.start();
         let samples = model.calibrator.samples();
         let read: Vec<Vec<u32>> = samples
             .iter()
             .take(self.samples)
-            .map(|sample| match sample.first().copied() == start && start.is_some() {
-                true => sample[1..].to_vec(),
-                false => sample.clone(),
-            })
+            .map(|sample| sample[usize::from(model.decoder.stands_for_first(start, sample))..].to_vec())
             .collect();
         if read.len() < self.samples {
             let text = format!(
