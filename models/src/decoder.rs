@@ -13,6 +13,7 @@ use crate::families::WeightNames;
 use crate::kernel;
 use crate::linear::{Group, Linear};
 use crate::norm::Normalisation;
+use crate::rotate::Online;
 use crate::site::{Off, Port, Site, Tap};
 
 /// A decoder on a device, its weights in f32.
@@ -30,6 +31,8 @@ pub struct Decoder {
     pub head: Group,
     /// Stands before every sequence that [`Decoder::hidden`] reads.
     pub prefix: Option<Prefix>,
+    /// What happens to activations before a tap sees them; see [`crate::rotate`].
+    pub online: Online,
     rope: attention::RopeTable,
 }
 
@@ -108,7 +111,16 @@ impl Decoder {
         let head =
             Group { linears: vec![Linear { name: names.head.into(), weight: head_weight, bias: None }] };
         let rope = attention::RopeTable::new(&a.rope, a.attention.head_dim, device);
-        Ok(Self { architecture: a.clone(), embedding, blocks, final_norm, head, prefix: None, rope })
+        Ok(Self {
+            architecture: a.clone(),
+            embedding,
+            blocks,
+            final_norm,
+            head,
+            prefix: None,
+            online: Online::default(),
+            rope,
+        })
     }
 
     /// The device that holds the weights.
@@ -191,7 +203,9 @@ impl Decoder {
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         self.rope.reach(past.map_or(0, Cache::tokens) + q.dims()[1]);
         let past = past.map(|past| &past.blocks()[layer]);
-        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, &mut Off).0
+        let tap = &mut Off;
+        let tap = &mut self.online.before(tap);
+        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, tap).0
     }
 
     /// The pass itself; `kept` gets every block's keys and values of past and tokens.
@@ -207,6 +221,7 @@ impl Decoder {
             let (held, blocks) = (past.blocks().len(), self.blocks.len());
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
+        let tap = &mut self.online.before(tap);
         let flat = tokens.reshape([sequences * length]);
         let mut x =
             self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden]);
@@ -227,7 +242,7 @@ impl Decoder {
     /// # Shapes
     /// `[sequences, tokens, hidden]` to `[sequences, tokens, vocabulary]`.
     pub fn logits(&self, hidden: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
-        let mut outputs = tap.linears(Site::HEAD, hidden, &self.head);
+        let mut outputs = self.online.before(tap).linears(Site::HEAD, hidden, &self.head);
         outputs.swap_remove(0)
     }
 
