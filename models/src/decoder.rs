@@ -207,6 +207,7 @@ impl Decoder {
             let (held, blocks) = (past.blocks().len(), self.blocks.len());
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
+        tap.begin(past.map_or(0, Cache::tokens));
         let flat = tokens.reshape([sequences * length]);
         let mut x =
             self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden]);
