@@ -5,6 +5,7 @@
 //! | [`grid`] | which values can be represented, how a scale is chosen |
 //! | [`rounding`] | rounding weights and activations to a grid, on the host and on devices |
 //! | [`cache_rounding`] | rounding keys and values as they enter the cache |
+//! | [`effective_bits`] | what a recipe stores and moves per value, scales and exemptions included |
 //! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
@@ -17,12 +18,14 @@ use models::{Decoder, Group, Port, RescaleError, Site};
 use serde_json::{Map, Value, json};
 
 use crate::calibrate::statistics::Statistics;
+use crate::quantize::effective_bits::Tally;
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant, Kept};
 use crate::quantize::steps::{Stage, Step};
 
 pub mod admissible;
 pub mod cache_rounding;
 pub mod direct;
+pub mod effective_bits;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
@@ -169,6 +172,11 @@ pub trait Method {
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
         let _ = facts;
         Ok(())
+    }
+
+    /// Enters what it stores in place of 16 bits, all that goes with it included.
+    fn store(&self, tally: &mut Tally) {
+        let _ = tally;
     }
 
     /// Acts on the whole model, and reports what was fitted: by default on one group after another.

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::cache_rounding::{CacheGranularity, CacheRule};
+use crate::quantize::effective_bits::{Tally, stored};
 use crate::quantize::grid::{Convention, Grid};
 use crate::quantize::steps::Stage;
 use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError, admissible};
@@ -179,6 +180,23 @@ impl Method for Kv {
         match self.prompt >= facts.context {
             true => Err(StepError::Prompt { prompt: self.prompt, context: facts.context }),
             false => Ok(()),
+        }
+    }
+
+    fn store(&self, tally: &mut Tally) {
+        let grids = self.grids();
+        for &(port, grid) in &grids {
+            let bits = match self.granularity {
+                CacheGranularity::Token => stored(grid, tally.kv_heads * tally.head_dim),
+                CacheGranularity::Head => stored(grid, tally.head_dim),
+                CacheGranularity::Group(n) => stored(grid, n),
+                CacheGranularity::Channel => f64::from(grid.bits()),
+            };
+            let blocks = if port == Port::V { &mut tally.values } else { &mut tally.keys };
+            blocks.fill(bits);
+        }
+        if !grids.is_empty() {
+            tally.exact_tokens += self.prompt;
         }
     }
 
