@@ -57,6 +57,7 @@ impl Records {
             seed: None,
             fitted: Default::default(),
             statistics: Vec::new(),
+            effective_bits: None,
         };
         self.store.publish_cell(cell, Execution::default()).unwrap();
         let hash = self.store.publish_items(&id, metrics[0], 1, rows).unwrap();

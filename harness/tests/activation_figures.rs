@@ -181,6 +181,7 @@ impl Records {
             seed: Some(seed),
             fitted: names.into_iter().zip(steps.iter().map(|(_, fitted)| fitted.clone())).collect(),
             statistics: read.iter().map(|id| (*id).to_owned()).collect(),
+            effective_bits: None,
         };
         let execution = Execution::default();
         self.contents.cells.push(Envelope { schema: SCHEMA, result, result_hash: String::new(), execution });

@@ -119,6 +119,7 @@ impl Records {
                 seed: None,
                 fitted,
                 statistics: Vec::new(),
+                effective_bits: None,
             }));
         }
         let reading = match steps {

@@ -63,6 +63,7 @@ impl Records {
             seed: None,
             fitted: Default::default(),
             statistics: Vec::new(),
+            effective_bits: None,
         };
         self.0.cells.push(envelope(result));
         id

@@ -34,6 +34,7 @@ fn cell(id: &str) -> CellResult {
         seed: Some(3),
         fitted: Map::from_iter([("0.weights".to_string(), json!({ "mse": 0.1f32, "n": 12 }))]),
         statistics: Vec::new(),
+        effective_bits: None,
     }
 }
 

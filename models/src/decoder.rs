@@ -221,6 +221,7 @@ impl Decoder {
             let (held, blocks) = (past.blocks().len(), self.blocks.len());
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
+        tap.begin(past.map_or(0, Cache::tokens));
         let tap = &mut self.online.before(tap);
         let flat = tokens.reshape([sequences * length]);
         let mut x =

@@ -102,6 +102,12 @@ impl fmt::Display for Site {
 
 /// What happens at a site. Every method's default is what the checkpoint computes.
 pub trait Tap {
+    /// A forward pass begins: its first token stands at position `past`, behind so many tokens that an earlier pass (a
+    /// prefix's, a cache's) has read. A tap that hands over to another one hands this over, too.
+    fn begin(&mut self, past: usize) {
+        let _ = past;
+    }
+
     /// At a site that `group` reads.
     ///
     /// # Shapes

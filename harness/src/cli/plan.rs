@@ -86,6 +86,10 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
+    if let Some(rows) = bits(plan, survey) {
+        write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
+    }
+
     let mut rows = vec![["model", "from", "state"].map(String::from).to_vec()];
     for (label, found) in &survey.models {
         let source = experiment.models.iter().find(|model| model.label == *label);
@@ -99,6 +103,21 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
         (plural(plan.cells.len(), "cell"), plural(plan.measurements(), "measurement"));
     writeln!(text, "\n{cells}, {measurements}").expect("writing to a string cannot fail");
     text
+}
+
+/// Effective bits of every recipe that has fewer than 16, on every model that is here.
+fn bits(plan: &Plan, survey: &Survey) -> Option<Vec<Vec<String>>> {
+    let mut rows = vec![["bits of", "recipe", "weights", "activations", "cache"].map(String::from).to_vec()];
+    for (cell, bits) in plan.cells.iter().zip(&survey.bits) {
+        let Some(bits) = bits.filter(|bits| bits.is_reduced()) else { continue };
+        let names = cell.names();
+        let numbers = [bits.weights, bits.activations, bits.cache].map(|bits| format!("{bits:.3}"));
+        let row = [[names.model, names.recipe].map(String::from).to_vec(), numbers.to_vec()].concat();
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    (rows.len() > 1).then_some(rows)
 }
 
 fn found_as(model: &Model) -> String {

@@ -7,6 +7,7 @@ use models::kernel::on_host;
 use models::{Decoder, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
+use crate::evaluate::decode::{self, Mode};
 use crate::evaluate::scoring::Answer;
 use crate::evaluate::shared_scoring::{self, Sharing};
 use crate::evaluate::windows::Sequence;
@@ -26,6 +27,8 @@ pub struct DecoderModel<'a> {
     start: Option<u32>,
     /// Whether the recipe allows sequences to share work.
     sharing: Sharing,
+    /// How the tokens of a window go through the decoder.
+    mode: Mode,
     /// Time in forward passes, scoring included.
     pub forward: Duration,
     /// Tokens that went through them.
@@ -36,12 +39,27 @@ impl<'a> DecoderModel<'a> {
     /// A model from its parts. Where the decoder has a prefix, a sequence that begins with `start`, BOS, is fed without
     /// it: the token behind it is predicted from the prefix, so that the same tokens are scored with and without one.
     pub fn new(decoder: &'a mut Decoder, tap: &'a mut dyn Tap, start: Option<u32>) -> Self {
-        Self { decoder, tap, start, sharing: Sharing::Shared, forward: Duration::ZERO, tokens: 0 }
+        Self {
+            decoder,
+            tap,
+            start,
+            sharing: Sharing::Shared,
+            mode: Mode::Dense,
+            forward: Duration::ZERO,
+            tokens: 0,
+        }
     }
 
     /// The same model, whose sequences share work or do not.
     pub fn sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;
+        self
+    }
+
+    /// The same model, whose [log-likelihoods](LanguageModel::log_likelihoods) come of a pass over the window or of
+    /// decoding it. Tasks are scored in passes either way.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
         self
     }
 
@@ -57,6 +75,10 @@ impl<'a> DecoderModel<'a> {
     fn score(&mut self, sequences: &[&[u32]]) -> Vec<Vec<f32>> {
         let device = self.decoder.device();
         let length = sequences.first().map_or(0, |s| s.len());
+        if self.mode == Mode::Decode {
+            self.tokens += (length.saturating_sub(1) * sequences.len()) as u64;
+            return decode::log_likelihoods(self.decoder, self.tap, sequences);
+        }
         let hidden = self.decoder.hidden(token_tensor(sequences, &device), self.tap);
         let width = hidden.dims()[2];
         let scored = length.saturating_sub(1);
@@ -123,7 +145,10 @@ impl LanguageModel for DecoderModel<'_> {
     }
 
     fn batch(&self, length: usize) -> usize {
-        batch_of(length)
+        match self.mode {
+            Mode::Dense => batch_of(length),
+            Mode::Decode => decode::TOGETHER,
+        }
     }
 
     fn answers(

@@ -2,6 +2,7 @@
 //!
 //! Nothing here can tell a quantized model from an original: both are a [`LanguageModel`].
 
+pub mod decode;
 pub mod decoder_model;
 pub mod items;
 pub mod metrics;

@@ -223,7 +223,7 @@ fn read_task(block: &Block<'_>, name: &str, place: Range<usize>) -> Result<TaskE
 }
 
 fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
-    let wire::Perplexity { protocol, corpus, length, bos, limit } = block.read()?;
+    let wire::Perplexity { protocol, corpus, length, bos, limit, mode } = block.read()?;
     if length < 2 {
         let message =
             format!("`length` must be at least 2, one token to see and one to predict, not {length}");
@@ -239,7 +239,7 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
             .note("generated corpora are for calibration"));
     }
     let corpus = known_corpus(block, corpus, &[])?;
-    Ok(Perplexity { protocol, corpus, length, bos, limit })
+    Ok(Perplexity { protocol, corpus, length, bos, limit, mode })
 }
 
 /// The corpus under the block's key `corpus`, whose name must be registered; `generated` are known beside the texts.

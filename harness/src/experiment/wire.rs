@@ -11,6 +11,7 @@ use toml::Spanned;
 
 use super::Sampler;
 use crate::data::{BosPolicy, CorpusRef};
+use crate::evaluate::decode::Mode;
 use crate::evaluate::metrics::perplexity::Protocol;
 use crate::quantize::steps::{self, Step};
 
@@ -95,6 +96,8 @@ pub(super) struct Perplexity {
     #[serde(default = "tokenizer")]
     pub bos: BosPolicy,
     pub limit: Option<usize>,
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 /// `[[evaluate]]` with a `task`, without the key `task`

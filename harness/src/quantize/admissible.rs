@@ -10,9 +10,14 @@ use crate::quantize::grid::{CONVENTIONS, Convention, Granularity, Grid};
 
 /// 2 to 8, or 16 for no rounding.
 pub fn bits(bits: u8) -> Result<(), String> {
+    bits_of("bits", bits)
+}
+
+/// As [`bits`], under another key.
+pub fn bits_of(key: &str, bits: u8) -> Result<(), String> {
     match bits {
         2..=8 | 16 => Ok(()),
-        _ => Err(format!("`bits` must be 2 to 8, or 16 for no rounding, not {bits}")),
+        _ => Err(format!("`{key}` must be 2 to 8, or 16 for no rounding, not {bits}")),
     }
 }
 

@@ -1,10 +1,12 @@
-//! The tap that rounds activations to a grid before the linears read them, in floating point.
+//! The tap that rounds activations to a grid before the linears read them, and keys and values before they enter the
+//! cache, in floating point.
 
 use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use models::{Group, Site, Tap};
 
+use crate::quantize::cache_rounding::{self, CacheRule};
 use crate::quantize::grid::{Granularity, Grid, Scale};
 use crate::quantize::rounding;
 
@@ -39,17 +41,22 @@ pub enum Kept {
     ActivationAndWeights,
 }
 
-/// Rounds what linears read. Weights were rounded in place before.
+/// Rounds what linears read and what the cache holds. Weights were rounded in place before.
 #[derive(Clone, Debug, Default)]
 pub struct FakeQuant {
     /// By site; none leaves the activation as it is.
     pub rules: HashMap<Site, ActivationRule>,
     /// What `keep` steps have exempted.
     pub kept: HashMap<Site, Kept>,
+    /// How keys (at `k` or `k_pre`) and values (at `v`) are rounded; none leaves them as they are.
+    pub cache: HashMap<Site, CacheRule>,
+    /// Position of the first token of the pass under way.
+    position: usize,
 }
 
 impl FakeQuant {
-    /// Whether what happens to a token depends on the other tokens of its sequence: with one dynamic scale for all.
+    /// Whether what happens to a token depends on the other tokens of its sequence: with one dynamic scale for all. No
+    /// [`CacheRule`] does: it looks at a token and its position.
     pub fn looks_at_whole_sequences(&self) -> bool {
         let whole = |rule: &ActivationRule| {
             rule.granularity == Granularity::Tensor && rule.scale == ScaleSource::Dynamic
@@ -59,10 +66,21 @@ impl FakeQuant {
 }
 
 impl Tap for FakeQuant {
+    fn begin(&mut self, past: usize) {
+        self.position = past;
+    }
+
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         match self.rules.get(&site) {
             Some(rule) => group.forward(rounding::round_activation(x, rule)),
             None => group.forward(x),
+        }
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        match self.cache.get(&site) {
+            Some(rule) => cache_rounding::round(x, rule, self.position),
+            None => x,
         }
     }
 }

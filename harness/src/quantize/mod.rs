@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`grid`] | which values can be represented, how a scale is chosen |
 //! | [`rounding`] | rounding weights and activations to a grid, on the host and on devices |
-//! | [`fake_quant`] | the tap that rounds what linears read |
+//! | [`cache_rounding`] | rounding keys and values as they enter the cache |
+//! | [`effective_bits`] | what a recipe stores and moves per value, scales and exemptions included |
+//! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`admissible`] | what a step may say: the checks that steps share |
@@ -16,11 +18,14 @@ use models::{Decoder, Group, Port, RescaleError, Site};
 use serde_json::{Map, Value, json};
 
 use crate::calibrate::statistics::Statistics;
+use crate::quantize::effective_bits::Tally;
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant, Kept};
 use crate::quantize::steps::{Stage, Step};
 
 pub mod admissible;
+pub mod cache_rounding;
 pub mod direct;
+pub mod effective_bits;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
@@ -169,6 +174,11 @@ pub trait Method {
         Ok(())
     }
 
+    /// Enters what it stores in place of 16 bits, all that goes with it included.
+    fn store(&self, tally: &mut Tally) {
+        let _ = tally;
+    }
+
     /// Acts on the whole model, and reports what was fitted: by default on one group after another.
     ///
     /// # Errors
@@ -280,6 +290,17 @@ pub enum StepError {
         prefix: usize,
         /// Tokens of the longest sequence.
         longest: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// A prompt in full precision that leaves nothing to round.
+    #[error(
+        "a prompt of {prompt} tokens in full precision fills the context of {context}, and no key or value would be \
+         rounded: `prompt` must be below {context}, less the tokens of a prefix"
+    )]
+    Prompt {
+        /// Tokens of the prompt.
+        prompt: usize,
         /// Tokens of the context.
         context: usize,
     },

@@ -19,12 +19,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub mod effective_bits;
 pub mod execution;
 pub mod id;
 pub mod items;
 pub mod statistics;
 pub mod store;
 
+pub use effective_bits::EffectiveBits;
 pub use execution::Execution;
 pub use store::StoredItems;
 pub use store::statistics::StoredStatistics;
@@ -103,6 +105,9 @@ pub struct CellResult {
     /// Ids of the activation statistics that its steps read: folders of `statistics/`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub statistics: Vec<String>,
+    /// Bits per weight, activation, key and value; none in cells from before they were recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_bits: Option<EffectiveBits>,
 }
 
 /// A measurement, the deterministic part.

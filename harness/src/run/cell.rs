@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::calibrate::recorded::recorded;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
+use crate::evaluate::decode::Mode;
 use crate::evaluate::decoder_model::DecoderModel;
 use crate::evaluate::metrics::perplexity;
 use crate::evaluate::questions::{self, Questions};
@@ -19,7 +20,7 @@ use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
 use crate::experiment::{Evaluation, TaskEvaluation};
 use crate::plan::Cell;
 use crate::quantize::steps::Step;
-use crate::quantize::{self, StepError, fake_quant::FakeQuant};
+use crate::quantize::{self, StepError, effective_bits, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
 use crate::record::items::ItemRow;
 use crate::record::measurement_key;
@@ -153,6 +154,8 @@ impl Sweep<'_> {
         let (fresh, read) = (calibrator.fresh, calibrator.read);
         let statistics = self.publish_statistics(source, set.as_deref(), fresh, read, &underway)?;
         if self.store.cell(id)?.is_none() {
+            let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
+            let bits = effective_bits::of(&cell.recipe.steps, &decoder.architecture, &tap.kept, prefix);
             let result = CellResult {
                 id: id.into(),
                 model: source.identity.clone(),
@@ -161,6 +164,7 @@ impl Sweep<'_> {
                 seed: cell.seed,
                 fitted,
                 statistics,
+                effective_bits: Some(bits),
             };
             self.store.publish_cell(result, underway.finish())?;
         }
@@ -217,11 +221,15 @@ impl Sweep<'_> {
         let tokenizer = source.checkpoint.tokenizer();
         let start = window_start(tokenizer.bos(), tokenizer.eos());
         let sharing = if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
+        let mode = match evaluation {
+            Evaluation::Perplexity(perplexity) => perplexity.mode,
+            Evaluation::Task(_) => Mode::Dense,
+        };
         let interrupt = self.interrupt;
         let observer = &mut *self.observer;
         let mut interrupted = false;
         let measured = catching(self.options.device, "evaluate", || {
-            let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
+            let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing).mode(mode);
             let measured = prepared.measure(&mut model, &mut |done, total| {
                 observer.event(Event::Progress { done, total });
                 !interrupt.requested()

@@ -7,6 +7,8 @@ use std::path::Path;
 use crate::data::corpus::DataOptions;
 use crate::experiment::{ModelSource, Planned};
 use crate::plan::Plan;
+use crate::quantize::effective_bits;
+use crate::record::EffectiveBits;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
 use crate::run::{ModelOptions, source};
@@ -17,6 +19,9 @@ pub struct Survey {
     pub models: Vec<(String, Model)>,
     /// One per cell of the plan.
     pub cells: Vec<State>,
+    /// One per cell of the plan, where its model is here: what the recipe says, before a calibration set has exempted
+    /// anything.
+    pub bits: Vec<Option<EffectiveBits>>,
 }
 
 /// What is known of a model without fetching it.
@@ -69,6 +74,7 @@ pub fn survey(
     let mut sources = BTreeMap::new();
     let mut models = Vec::new();
     let mut cells = Vec::new();
+    let mut bits = Vec::new();
     for cell in &plan.cells {
         let label = &cell.model.label;
         if !sources.contains_key(label) {
@@ -83,11 +89,16 @@ pub fn survey(
             },
             None => None,
         };
+        let of_source = |source: &source::Source| {
+            let nothing = std::collections::HashMap::new();
+            effective_bits::of(&cell.recipe.steps, source.checkpoint.architecture(), &nothing, 0)
+        };
+        bits.push(sources[label].as_ref().map(of_source));
         let known = id.is_some();
         let id = id.unwrap_or_else(|| cell.description_id());
         cells.push(state(cell, &id, store.as_ref(), known)?);
     }
-    Ok(Survey { models, cells })
+    Ok(Survey { models, cells, bits })
 }
 
 /// The hash of a cell's drawn set; an error where it cannot be drawn here.

@@ -1,11 +1,12 @@
-//! What holds of every step and method whatever it does, what smoothing must do on whole models, and what rounding
-//! costs.
+//! What holds of every step and method whatever it does, what smoothing must do on whole models, what rounding costs, and
+//! what a rounded cache is.
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/recipes.rs"]
 mod recipes;
 
+mod cache;
 mod registry;
 mod rounding;
 mod smoothing;

@@ -59,6 +59,18 @@ const CASES: &[Case] = &[
         mildest: Some("quantize = \"bottom\", groups = 1000"),
         order: &[],
     },
+    Case {
+        step: "kv",
+        method: None,
+        settings: &[
+            "bits = 4",
+            "bits = 3, granularity = \"token\", symmetric = true, prompt = 2",
+            "key-bits = 2, value-bits = 16, granularity = \"group(4)\", keys = \"before-rope\"",
+            "bits = 4, granularity = \"channel\", clip = 0.95, prompt = 1",
+        ],
+        mildest: Some("bits = 16"),
+        order: &[],
+    },
     Case { step: "prefix", method: Some("bos"), settings: &[""], mildest: None, order: &[] },
     Case {
         step: "prefix",

@@ -79,6 +79,8 @@ impl Made {
         let mut bits = weights(&self.decoder);
         bits.extend(prefix(&self.decoder));
         let rules = self.tap.rules.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
+        let cache = self.tap.cache.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
+        let rules = rules.chain(cache);
         let kept = self.tap.kept.iter().map(|(site, kept)| (*site, format!("{kept:?}")));
         (bits, rules.collect(), kept.collect())
     }
@@ -198,6 +200,10 @@ impl<'a> Rows<'a> {
 }
 
 impl Tap for Rows<'_> {
+    fn begin(&mut self, past: usize) {
+        self.inner.begin(past);
+    }
+
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         *self.seen.entry(site).or_default() += x.dims()[0] * x.dims()[1];
         self.inner.linears(site, x, group)

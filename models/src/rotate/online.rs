@@ -99,6 +99,10 @@ pub(crate) struct Turning<'a> {
 }
 
 impl Tap for Turning<'_> {
+    fn begin(&mut self, past: usize) {
+        self.inner.begin(past);
+    }
+
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         self.inner.linears(site, self.online.forward(site, x), group)
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use crate::data::{BosPolicy, CorpusRef};
+use crate::evaluate::decode::Mode;
 use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
 
 /// An `[[evaluate]]` block with `metric = "perplexity"`.
@@ -19,6 +20,8 @@ pub struct Perplexity {
     pub bos: BosPolicy,
     /// At most this many windows.
     pub limit: Option<usize>,
+    /// How the tokens of a window go through the model.
+    pub mode: Mode,
 }
 
 /// Perplexity protocols.
@@ -39,8 +42,12 @@ impl Perplexity {
             Protocol::Gptq => "gptq",
         };
         let limit = self.limit.map(|n| format!("/windows={n}")).unwrap_or_default();
+        let mode = match self.mode {
+            Mode::Dense => "",
+            Mode::Decode => "/mode=decode",
+        };
         format!(
-            "perplexity/{protocol}/{}/{}/bos={}{limit}",
+            "perplexity/{protocol}/{}/{}/bos={}{limit}{mode}",
             self.corpus.label(),
             self.length,
             self.bos.as_str()

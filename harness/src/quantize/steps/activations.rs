@@ -28,6 +28,7 @@ use serde_json::{Map, Value, json};
 
 use crate::calibrate::statistics::SiteStatistics;
 use crate::quantize::admissible;
+use crate::quantize::effective_bits::{Tally, stored};
 use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
 use crate::quantize::steps::Stage;
@@ -154,6 +155,19 @@ impl Method for Activations {
         match self.observer {
             Some(_) if self.bits != 16 => StatisticsNeed::Present,
             _ => StatisticsNeed::Nothing,
+        }
+    }
+
+    fn store(&self, tally: &mut Tally) {
+        let Some(grid) = admissible::grid(self.bits, self.symmetric, self.convention) else { return };
+        for group in &mut tally.groups {
+            if group.kept.is_none() && acts_at(self.sites.as_deref(), group.site.port) {
+                group.activation = match self.granularity {
+                    Granularity::Group(n) => stored(grid, n),
+                    Granularity::Token => stored(grid, group.channels()),
+                    Granularity::Tensor | Granularity::Channel => f64::from(grid.bits()),
+                };
+            }
         }
     }
 

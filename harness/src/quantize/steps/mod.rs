@@ -7,6 +7,7 @@ use crate::quantize::Method;
 
 pub mod activations;
 pub mod keep;
+pub mod kv;
 pub mod prefix;
 pub mod smooth;
 pub mod weights;
@@ -188,6 +189,7 @@ registry! {
     Activations: "activations" => activations::Activations, "activations.rs";
     KeepQfem: "keep" "qfem" => keep::qfem::Qfem, "keep/qfem.rs";
     KeepRanked: "keep" "ranked" => keep::ranked::Ranked, "keep/ranked.rs";
+    Kv: "kv" => kv::Kv, "kv.rs";
     PrefixBos: "prefix" "bos" => prefix::given::Bos, "prefix/given.rs";
     PrefixPrefixquant: "prefix" "prefixquant" => prefix::prefixquant::Prefixquant, "prefix/prefixquant.rs";
     PrefixQfep: "prefix" "qfep" => prefix::qfep::Qfep, "prefix/qfep.rs";

@@ -16,6 +16,7 @@ use models::Linear;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::quantize::effective_bits::Tally;
 use crate::quantize::fake_quant::Kept;
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::steps::Stage;
@@ -98,6 +99,28 @@ impl Method for Weights {
 
     fn rounds_weights(&self) -> bool {
         true
+    }
+
+    fn store(&self, tally: &mut Tally) {
+        let Some(grid) = self.grid() else { return };
+        let sharing = |out: usize, input: usize| match self.granularity {
+            Granularity::Tensor => out * input,
+            Granularity::Channel | Granularity::Token => input,
+            Granularity::Group(n) => n,
+        };
+        if self.embeddings {
+            let table = &mut tally.embedding;
+            table.set(grid, sharing(table.out, table.input));
+        }
+        let acts = |port| acts_at(self.sites.as_deref(), port);
+        for group in tally.groups.iter_mut().filter(|group| acts(group.site.port)) {
+            if group.kept != Some(Kept::ActivationAndWeights) {
+                group
+                    .linears
+                    .iter_mut()
+                    .for_each(|linear| linear.set(grid, sharing(linear.out, linear.input)));
+            }
+        }
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {

@@ -5,6 +5,7 @@ use crate::record::Contents;
 
 pub mod accuracy;
 pub mod beside;
+pub mod bits;
 pub mod cures;
 pub mod expectations;
 pub mod metrics;
@@ -23,6 +24,7 @@ pub trait Section: Sync {
 pub const SECTIONS: &[&dyn Section] = &[
     &accuracy::Accuracy,
     &metrics::Metrics,
+    &bits::Bits,
     &cures::Cures,
     &partial::Partial,
     &beside::Beside,

@@ -1,0 +1,334 @@
+//! Effective bits: what a recipe stores and moves per value, all that goes with the codes included.
+//!
+//! Every step enters what it stores ([`Method::store`](crate::quantize::Method::store)); the means are taken here. The
+//! conventions, of which papers use several:
+//!
+//! | what | counts |
+//! |---|---|
+//! | a value that is not rounded | 16 bits, whatever the checkpoint's own type |
+//! | a scale | 16 bits |
+//! | a zero point | the grid's bits where the convention keeps it among the codes (`zero-in-range`, `awq`), else 16 |
+//! | a scale that all tokens share, dynamic or static | nothing: it vanishes beside them |
+//! | weights | mean over the linear layers of the blocks, exempted ones at 16 bits; parameters: mean over all there are |
+//! | activations | mean over the values that the blocks' linear layers read, each site once |
+//! | cache | mean over the keys and values of a token that is rounded; how many are not stands beside it |
+//!
+//! So weights at 4 bits in symmetric groups of 64 take 4 + 16/64 = 4.25. A tied head is one with the embedding table
+//! unless one of the two is rounded otherwise.
+
+use std::collections::HashMap;
+
+use models::architecture::{Architecture, Head};
+use models::{Port, Site};
+
+use crate::quantize::fake_quant::Kept;
+use crate::quantize::grid::{Convention, Grid};
+use crate::quantize::steps::Step;
+use crate::record::effective_bits::EffectiveBits;
+
+/// Bits of a value that is not rounded.
+pub const FULL: f64 = 16.0;
+
+/// Bits of a scale.
+const SCALE: f64 = 16.0;
+
+/// Bits per value of a grid, where `sharing` values have one scale and zero point.
+pub fn stored(grid: Grid, sharing: usize) -> f64 {
+    let zero = match grid.convention() {
+        convention if convention.is_symmetric() => 0.0,
+        Convention::ZeroInRange | Convention::Awq => f64::from(grid.bits()),
+        _ => 16.0,
+    };
+    f64::from(grid.bits()) + (SCALE + zero) / sharing as f64
+}
+
+/// What is stored in place of a model's weights, activations, keys and values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tally {
+    /// The blocks' groups, and the head's behind them.
+    pub groups: Vec<GroupTally>,
+    /// The embedding table.
+    pub embedding: WeightTally,
+    /// Whether the head is the embedding table.
+    pub tied: bool,
+    /// Parameters that are in no linear layer and not in the embedding table: norms, biases.
+    pub others: u64,
+    /// Key and value heads of a block.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Bits per key, by block.
+    pub keys: Vec<f64>,
+    /// Bits per value of the cache, by block.
+    pub values: Vec<f64>,
+    /// Tokens of the prefix, and then of a prompt behind it, whose keys and values are not rounded.
+    pub exact_tokens: usize,
+}
+
+/// What is stored of a group of linears.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupTally {
+    /// The site that it reads.
+    pub site: Site,
+    /// What a `keep` step has exempted.
+    pub kept: Option<Kept>,
+    /// Its linears, in order.
+    pub linears: Vec<WeightTally>,
+    /// Bits per value of the activation.
+    pub activation: f64,
+}
+
+/// What is stored of a weight `[out, in]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightTally {
+    /// Rows: output channels.
+    pub out: usize,
+    /// Columns: input channels.
+    pub input: usize,
+    /// Bits of all that is stored of it.
+    pub bits: f64,
+}
+
+impl WeightTally {
+    fn new(out: usize, input: usize) -> Self {
+        Self { out, input, bits: FULL * (out * input) as f64 }
+    }
+
+    /// Number of weights.
+    pub fn count(&self) -> usize {
+        self.out * self.input
+    }
+
+    /// Enters a grid all of whose scales are shared by `sharing` weights.
+    pub fn set(&mut self, grid: Grid, sharing: usize) {
+        self.bits = stored(grid, sharing) * self.count() as f64;
+    }
+}
+
+impl GroupTally {
+    /// Channels that its linears read.
+    pub fn channels(&self) -> usize {
+        self.linears.first().map_or(0, |linear| linear.input)
+    }
+}
+
+impl Tally {
+    /// A model before any step: everything at 16 bits.
+    pub fn new(architecture: &Architecture) -> Self {
+        let a = architecture;
+        let (h, f, attention) = (a.hidden, a.mlp.intermediate, &a.attention);
+        let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        let group = |site: Site, shapes: &[(usize, usize)]| GroupTally {
+            site,
+            kept: None,
+            linears: shapes.iter().map(|&(out, input)| WeightTally::new(out, input)).collect(),
+            activation: FULL,
+        };
+        let mut groups = Vec::new();
+        for layer in 0..a.layers {
+            groups.push(group(Site::block(layer, Port::AttnIn), &[(q, h), (kv, h), (kv, h)]));
+            groups.push(group(Site::block(layer, Port::OIn), &[(h, q)]));
+            groups.push(group(Site::block(layer, Port::MlpIn), &[(f, h), (f, h)]));
+            groups.push(group(Site::block(layer, Port::DownIn), &[(h, f)]));
+        }
+        groups.push(group(Site::HEAD, &[(a.vocabulary, h)]));
+        let tied = a.head == Head::Tied;
+        let embedding = WeightTally::new(a.vocabulary, h);
+        let blocks: usize = groups.iter().flat_map(|group| &group.linears).map(WeightTally::count).sum();
+        let tables = if tied { 0 } else { embedding.count() };
+        let others = a.parameters().saturating_sub((blocks + tables) as u64);
+        Self {
+            groups,
+            embedding,
+            tied,
+            others,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            keys: vec![FULL; a.layers],
+            values: vec![FULL; a.layers],
+            exact_tokens: 0,
+        }
+    }
+
+    /// The means.
+    pub fn means(&self) -> EffectiveBits {
+        let (head, blocks): (Vec<&GroupTally>, Vec<&GroupTally>) =
+            self.groups.iter().partition(|group| group.site.port == Port::HeadIn);
+        let sum = |weights: &[&WeightTally]| -> (f64, f64) {
+            (weights.iter().map(|w| w.bits).sum(), weights.iter().map(|w| w.count() as f64).sum())
+        };
+        let weights: Vec<&WeightTally> = blocks.iter().flat_map(|group| &group.linears).collect();
+        let (weight_bits, weight_count) = sum(&weights);
+        let mut tables: Vec<&WeightTally> = head.iter().flat_map(|group| &group.linears).collect();
+        let one = self.tied && tables.iter().all(|table| table.bits == self.embedding.bits);
+        if !one {
+            tables.push(&self.embedding);
+        }
+        let (table_bits, _) = sum(&tables);
+        // What is stored twice is divided by the parameters of the checkpoint, which holds it once.
+        let in_checkpoint = if self.tied { 1.0 } else { 2.0 } * self.embedding.count() as f64;
+        let others = self.others as f64;
+        let activations = blocks.iter().map(|group| (group.activation, group.channels() as f64));
+        let (read, channels) = activations.fold((0.0, 0.0), |(b, n), (bits, c)| (b + bits * c, n + c));
+        let cached: f64 = self.keys.iter().chain(&self.values).sum();
+        EffectiveBits {
+            weights: weight_bits / weight_count,
+            parameters: (weight_bits + table_bits + FULL * others) / (weight_count + in_checkpoint + others),
+            activations: read / channels,
+            cache: cached / (self.keys.len() + self.values.len()) as f64,
+            exact_tokens: self.exact_tokens as u64,
+        }
+    }
+}
+
+/// The effective bits of a recipe on a model; `kept` is what its `keep` steps have exempted, `prefix` the tokens of its
+/// prefix, as far as they are known.
+pub fn of(
+    steps: &[Step],
+    architecture: &Architecture,
+    kept: &HashMap<Site, Kept>,
+    prefix: usize,
+) -> EffectiveBits {
+    let mut tally = Tally::new(architecture);
+    tally.exact_tokens = prefix;
+    for group in &mut tally.groups {
+        group.kept = kept.get(&group.site).copied();
+    }
+    for step in steps {
+        step.method().store(&mut tally);
+    }
+    tally.means()
+}
+
+#[cfg(test)]
+mod tests {
+    use models::Checkpoint;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn step(name: &str, keys: Value) -> Step {
+        let step = Step::read(name, None, keys).expect("a registered step").expect("its keys");
+        step.method().check().unwrap();
+        step.resolved()
+    }
+
+    /// The means of a recipe on the built-in model: 4 blocks, hidden 128, 4 heads of 32, no grouped queries, 384 between up
+    /// and down.
+    fn bits(steps: &[Step]) -> EffectiveBits {
+        of(steps, architecture().architecture(), &HashMap::new(), 0)
+    }
+
+    fn architecture() -> Checkpoint {
+        Checkpoint::builtin("builtin/tiny-llama").unwrap().unwrap()
+    }
+
+    #[test]
+    fn by_hand() {
+        let weights = |keys: Value| bits(&[step("weights", keys)]).weights;
+        assert_eq!(weights(json!({ "bits": 4, "granularity": "group(64)" })), 4.25);
+        // A zero point of 4 bits in each group, too.
+        let asymmetric = json!({ "bits": 4, "granularity": "group(64)", "symmetric": false });
+        assert_eq!(weights(asymmetric), 4.0 + 20.0 / 64.0);
+        let omniquant =
+            json!({ "bits": 4, "granularity": "group(64)", "symmetric": false, "convention": "omniquant" });
+        assert_eq!(weights(omniquant), 4.5);
+        assert_eq!(weights(json!({ "bits": 16 })), 16.0);
+        assert_eq!(bits(&[]), EffectiveBits { weights: 16.0, ..bits(&[]) });
+        assert!(!bits(&[]).is_reduced());
+
+        let cache = |keys: Value| bits(&[step("kv", keys)]);
+        let a = architecture();
+        let head_dim = a.architecture().attention.head_dim as f64;
+        let heads = a.architecture().attention.kv_heads as f64;
+        assert_eq!(cache(json!({ "bits": 4 })).cache, 4.0 + 20.0 / head_dim);
+        assert_eq!(cache(json!({ "bits": 4, "symmetric": true })).cache, 4.0 + 16.0 / head_dim);
+        assert_eq!(
+            cache(json!({ "bits": 2, "granularity": "token" })).cache,
+            2.0 + 18.0 / (head_dim * heads)
+        );
+        assert_eq!(cache(json!({ "bits": 2, "granularity": "channel" })).cache, 2.0);
+        let keys_alone = cache(json!({ "key-bits": 2, "value-bits": 16, "granularity": "group(8)" }));
+        assert_eq!(keys_alone.cache, (2.0 + 18.0 / 8.0 + 16.0) / 2.0);
+        let prompt = cache(json!({ "bits": 4, "granularity": "channel", "prompt": 4 }));
+        assert_eq!((prompt.exact_tokens, prompt.cache_at(16)), (4, (4.0 * 16.0 + 12.0 * 4.0) / 16.0));
+
+        let activations = |keys: Value| bits(&[step("activations", keys)]).activations;
+        assert_eq!(activations(json!({ "bits": 8, "granularity": "tensor" })), 8.0);
+        assert_eq!(activations(json!({ "bits": 4, "granularity": "group(32)" })), 4.5);
+    }
+
+    #[test]
+    fn means_weigh_by_values_and_exemptions_count_full() {
+        let a = architecture();
+        let a = a.architecture();
+        let (h, f) = (a.hidden as f64, a.mlp.intermediate as f64);
+        let steps = [
+            step("weights", json!({ "bits": 4, "granularity": "tensor", "sites": ["down_in"] })),
+            step("activations", json!({ "bits": 8, "granularity": "tensor" })),
+        ];
+        let group = |port| Site::block(0, port);
+        let kept = HashMap::from([
+            (group(Port::DownIn), Kept::ActivationAndWeights),
+            (group(Port::AttnIn), Kept::Activation),
+        ]);
+        let found = of(&steps, a, &kept, 3);
+        let (layers, q) = (a.layers as f64, (a.attention.heads * a.attention.head_dim) as f64);
+        let kv = (a.attention.kv_heads * a.attention.head_dim) as f64;
+        let block = h * (q + 2.0 * kv) + h * q + 3.0 * h * f;
+        let rounded = (layers - 1.0) * h * f;
+        let scales = (layers - 1.0) * 16.0;
+        let expected = (16.0 * (layers * block - rounded) + 4.0 * rounded + scales) / (layers * block);
+        assert!((found.weights - expected).abs() < 1e-12, "{} {expected}", found.weights);
+        let read = layers * (h + q + h + f);
+        let expected = (8.0 * (read - h - f) + 16.0 * (h + f)) / read;
+        assert!((found.activations - expected).abs() < 1e-12, "{} {expected}", found.activations);
+        assert_eq!((found.cache, found.exact_tokens), (16.0, 3));
+        let all = a.parameters() as f64;
+        let expected = (16.0 * (all - rounded) + 4.0 * rounded + scales) / all;
+        assert!((found.parameters - expected).abs() < 1e-12, "{} {expected}", found.parameters);
+    }
+
+    #[test]
+    fn a_tied_head_is_stored_once_unless_the_table_is_rounded_alone() {
+        let a = architecture();
+        let mut a = a.architecture().clone();
+        let steps = [step(
+            "weights",
+            json!({ "bits": 8, "granularity": "tensor", "sites": ["o_in"], "embeddings": true }),
+        )];
+        let table = (a.vocabulary * a.hidden) as f64;
+        let rest = |a: &Architecture| {
+            let o = (a.layers * a.hidden * a.attention.heads * a.attention.head_dim) as f64;
+            8.0 * o + 16.0 * a.layers as f64 + 8.0 * table + 16.0 + 16.0 * (a.parameters() as f64 - o - table)
+        };
+        for head in [Head::Tied, Head::Untied] {
+            a.head = head;
+            // A tied head in 16 bits is a second table.
+            let second = if head == Head::Tied { 16.0 * table } else { 0.0 };
+            let expected = (rest(&a) + second) / a.parameters() as f64;
+            let found = of(&steps, &a, &HashMap::new(), 0).parameters;
+            assert!((found - expected).abs() < 1e-12, "{head:?}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_shapes_are_those_of_the_decoder() {
+        for name in ["builtin/tiny-llama", "builtin/tiny-llama-spiky"] {
+            let checkpoint = Checkpoint::builtin(name).unwrap().unwrap();
+            let decoder = checkpoint.load(&burn::tensor::Device::flex()).unwrap();
+            let tally = Tally::new(checkpoint.architecture());
+            let found: Vec<(Site, Vec<[usize; 2]>)> = tally
+                .groups
+                .iter()
+                .map(|group| (group.site, group.linears.iter().map(|l| [l.out, l.input]).collect()))
+                .collect();
+            let expected: Vec<(Site, Vec<[usize; 2]>)> = decoder
+                .groups()
+                .into_iter()
+                .map(|(site, group)| (site, group.linears.iter().map(|l| l.weight.dims()).collect()))
+                .collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
