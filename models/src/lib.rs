@@ -8,6 +8,7 @@
 //! | [`tokenizer`] | text to token ids |
 //! | [`decoder`], [`attention`], [`linear`], [`norm`], [`kernel`], [`simd`] | the one forward pass |
 //! | [`cache`] | keys and values of tokens that stand before a sequence, and the prefix of a decoder |
+//! | [`hadamard`] | orthogonal transforms of any order, fast |
 //! | [`rescale`] | moving a scale from an activation's channel into the weights around it |
 //! | [`site`] | its observable places, and the trait through which they are seen and changed |
 //! | [`hub`] | checkpoints and data files from the Hugging Face hub, through its cache |
@@ -21,6 +22,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod decoder;
 pub mod families;
+pub mod hadamard;
 pub mod hub;
 pub mod kernel;
 pub mod linear;
@@ -34,6 +36,7 @@ pub mod tokenizer;
 pub use cache::{Cache, KeyValues, Prefix};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use decoder::{Decoder, token_tensor};
+pub use hadamard::{Construction, Fallback, Hadamard};
 pub use linear::{Group, Linear};
 pub use norm::Normalisation;
 pub use rescale::RescaleError;
