@@ -12,14 +12,18 @@ use crate::evaluate::metrics::perplexity::{self, Perplexity};
 use crate::evaluate::requests::shots;
 use crate::evaluate::tasks::{self, Protocol, Task};
 use crate::evaluate::{questions, scoring};
+use crate::layerwise::pair::Transform;
+use crate::layerwise::{self, LayerError, Mode, Separate};
 use crate::names;
 
 /// The names of all metrics, in alphabetical order.
-pub const METRICS: &[&str] = &["perplexity"];
+pub const METRICS: &[&str] = &["layer-error", "perplexity"];
 
 /// An `[[evaluate]]` block.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Evaluation {
+    /// `metric = "layer-error"`
+    LayerError(LayerError),
     /// `metric = "perplexity"`
     Perplexity(Perplexity),
     /// `task = "…"`
@@ -67,6 +71,10 @@ impl Evaluation {
     /// Every measurement that it makes, in order.
     pub fn planned(&self) -> Vec<Planned> {
         match self {
+            Evaluation::LayerError(block) => Transform::ALL
+                .into_iter()
+                .map(|transform| Planned { metric: block.id(transform), version: layerwise::VERSION })
+                .collect(),
             Evaluation::Perplexity(perplexity) => {
                 vec![Planned { metric: perplexity.id(), version: perplexity::VERSION }]
             }
@@ -90,6 +98,7 @@ impl Evaluation {
     /// The metric's or the task's name, the first part of its ids.
     pub fn metric(&self) -> &'static str {
         match self {
+            Evaluation::LayerError(_) => "layer-error",
             Evaluation::Perplexity(_) => "perplexity",
             Evaluation::Task(task) => task.name,
         }
@@ -98,6 +107,7 @@ impl Evaluation {
     /// Tokens of the longest sequence it passes through a model; for a task an estimate, cut to the model's context.
     pub fn length(&self) -> usize {
         match self {
+            Evaluation::LayerError(block) => block.longest(),
             Evaluation::Perplexity(perplexity) => perplexity.length,
             Evaluation::Task(task) => task.protocol.length.unwrap_or(LONGEST_ITEM),
         }
@@ -107,6 +117,8 @@ impl Evaluation {
     /// a task asks is cut to the room there is.
     pub fn length_behind_prefix(&self) -> usize {
         match self {
+            // Originals have no prefix.
+            Evaluation::LayerError(_) => 2,
             Evaluation::Perplexity(perplexity) => {
                 perplexity.length - usize::from(perplexity.bos == BosPolicy::Every)
             }
@@ -114,9 +126,24 @@ impl Evaluation {
         }
     }
 
-    /// The corpus it reads; a task reads items.
+    /// Whether it asks about a model and not about what a recipe makes of it, so that only originals are measured.
+    pub fn only_originals(&self) -> bool {
+        matches!(self, Evaluation::LayerError(_))
+    }
+
+    /// Every text that it reads: what is measured first.
+    pub fn corpora(&self) -> Vec<&CorpusRef> {
+        let separate = match self {
+            Evaluation::LayerError(block) => block.calibration.as_ref().map(|set| &set.corpus),
+            _ => None,
+        };
+        self.corpus().into_iter().chain(separate).collect()
+    }
+
+    /// The corpus it measures on; a task reads items.
     pub fn corpus(&self) -> Option<&CorpusRef> {
         match self {
+            Evaluation::LayerError(block) => Some(&block.corpus),
             Evaluation::Perplexity(perplexity) => Some(&perplexity.corpus),
             Evaluation::Task(_) => None,
         }
@@ -125,6 +152,7 @@ impl Evaluation {
     /// The most that it can pass through a model, in words, where the block says so.
     pub fn extent(&self) -> Option<String> {
         match self {
+            Evaluation::LayerError(block) => Some(format!("{} tokens", block.samples * block.length)),
             Evaluation::Perplexity(perplexity) => {
                 perplexity.limit.map(|limit| format!("{} tokens", limit * perplexity.length))
             }
@@ -139,6 +167,10 @@ impl Evaluation {
     /// The same evaluation with at most `limit` windows or items.
     pub fn limited(self, limit: usize) -> Self {
         match self {
+            Evaluation::LayerError(block) => {
+                let samples = block.samples.min(limit);
+                Evaluation::LayerError(LayerError { samples, ..block })
+            }
             Evaluation::Perplexity(perplexity) => {
                 let limit = Some(perplexity.limit.map_or(limit, |own| own.min(limit)));
                 Evaluation::Perplexity(Perplexity { limit, ..perplexity })
@@ -154,6 +186,7 @@ impl Evaluation {
 /// The page of a metric: its file's module documentation.
 pub fn metric_page(name: &str) -> Option<String> {
     match name {
+        "layer-error" => Some(crate::quantize::page(include_str!("../layerwise/mod.rs"))),
         "perplexity" => Some(crate::quantize::page(include_str!("../evaluate/metrics/perplexity.rs"))),
         _ => None,
     }
@@ -171,6 +204,7 @@ pub(super) fn read(mut block: Block<'_>) -> Result<Evaluation, Box<Fault>> {
             .note(format!("tasks: {}", task_names().join(", "))));
     };
     match metric.as_str() {
+        "layer-error" => read_layer_error(&block).map(Evaluation::LayerError),
         "perplexity" => read_perplexity(&block).map(Evaluation::Perplexity),
         _ => Err(unknown_metric(&block, &metric, place)),
     }
@@ -240,6 +274,61 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
     }
     let corpus = known_corpus(block, corpus, &[])?;
     Ok(Perplexity { protocol, corpus, length, bos, limit, mode })
+}
+
+fn read_layer_error(block: &Block<'_>) -> Result<LayerError, Box<Fault>> {
+    let wire::LayerError { mode, corpus, length, samples, bos, seed, bits, alpha, calibration } =
+        block.read()?;
+    let samples = samples.unwrap_or(if mode == Mode::Released { 1 } else { 8 });
+    let at_least = |key: &str, value: usize, least: usize| match value < least {
+        true => Err(block.fault_of_key(format!("`{key}` must be at least {least}, not {value}"))),
+        false => Ok(()),
+    };
+    at_least("length", length, 2)?;
+    at_least("samples", samples, 1)?;
+    if samples * length > layerwise::MOST_TOKENS {
+        let message = format!(
+            "`samples`: {samples} of {length} tokens are {}, and at most {} can be looked at together",
+            samples * length,
+            layerwise::MOST_TOKENS
+        );
+        return Err(block.fault_of_key(message));
+    }
+    if !(2..=8).contains(&bits) {
+        return Err(block.fault_of_key(format!("`bits` must be 2 to 8, not {bits}")));
+    }
+    if !(0.0..=1.0).contains(&alpha) {
+        return Err(block.fault_of_key(format!("`alpha` must be between 0 and 1, not {alpha}")));
+    }
+    let text = |block: &Block<'_>, corpus: wire::Corpus| {
+        if let Some(generated) = corpus.0.generated() {
+            let message = format!("corpus `{}` is no text: nothing is measured on it", generated.name());
+            return Err(block.fault(block.place_of("corpus"), message));
+        }
+        known_corpus(block, corpus, &[])
+    };
+    let corpus = text(block, corpus)?;
+    let calibration = match (mode, calibration, block.table("calibration")?) {
+        (Mode::Released, Some(_), _) => {
+            let message = "`calibration` is for mode = \"honest\": the released mode takes scales from what it measures";
+            return Err(block.fault_of_key(message.into()));
+        }
+        (Mode::Honest, Some(wire::Separate { corpus, samples, length }), Some(inner)) => {
+            for (key, value, least) in [("samples", samples, 1), ("length", length, 2)] {
+                if value < least {
+                    let message = format!("`{key}` must be at least {least}, not {value}");
+                    return Err(inner.fault_of_key(message));
+                }
+            }
+            Some(Separate { corpus: text(&inner, corpus)?, samples, length })
+        }
+        (Mode::Honest, ..) => {
+            let message = "mode = \"honest\" needs `calibration = { corpus = … }`, from which smoothing takes its scales";
+            return Err(block.fault(block.span.clone(), message));
+        }
+        (Mode::Released, ..) => None,
+    };
+    Ok(LayerError { mode, corpus, length, samples, bos, seed, bits, alpha, calibration })
 }
 
 /// The corpus under the block's key `corpus`, whose name must be registered; `generated` are known beside the texts.

@@ -358,6 +358,13 @@ fn expectation(block: &Block<'_>, experiment: &Experiment) -> Checked<Expectatio
     if let Some(calibration) = &calibration {
         known("calibration", calibration, experiment.calibrations.iter().map(|c| c.name.clone()).collect())?;
     }
+    let of_metric = |e: &&Evaluation| e.ids().contains(metric.get_ref());
+    if *recipe.get_ref() != ORIGINAL
+        && experiment.evaluations.iter().find(of_metric).is_some_and(Evaluation::only_originals)
+    {
+        let message = format!("`{}` is measured of originals only", metric.get_ref());
+        return Err(block.fault(recipe.span(), message));
+    }
 
     let calibrated = experiment.recipes.iter().any(|r| r.name == *recipe.get_ref() && r.needs_calibration);
     if let (Some(calibration), false) = (&calibration, calibrated) {

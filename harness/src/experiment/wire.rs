@@ -13,6 +13,7 @@ use super::Sampler;
 use crate::data::{BosPolicy, CorpusRef};
 use crate::evaluate::decode::Mode;
 use crate::evaluate::metrics::perplexity::Protocol;
+use crate::layerwise::Mode;
 use crate::quantize::steps::{self, Step};
 
 /// The top of the file. Blocks within it are read one by one, so that each can be named in a fault.
@@ -100,6 +101,37 @@ pub(super) struct Perplexity {
     pub mode: Mode,
 }
 
+/// `[[evaluate]]` with `metric = "layer-error"`, without the key `metric`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct LayerError {
+    pub mode: Mode,
+    pub corpus: Corpus,
+    #[serde(default = "paper_length")]
+    pub length: usize,
+    pub samples: Option<usize>,
+    #[serde(default = "no_bos")]
+    pub bos: BosPolicy,
+    #[serde(default)]
+    pub seed: u64,
+    #[serde(default = "four")]
+    pub bits: u8,
+    #[serde(default = "half")]
+    pub alpha: f64,
+    pub calibration: Option<Separate>,
+}
+
+/// `calibration` of a layer-wise error in honest mode
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Separate {
+    pub corpus: Corpus,
+    #[serde(default = "sixteen")]
+    pub samples: usize,
+    #[serde(default = "paper_length")]
+    pub length: usize,
+}
+
 /// `[[evaluate]]` with a `task`, without the key `task`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -132,6 +164,23 @@ pub(super) struct Expect {
 /// The policy of every published number.
 fn tokenizer() -> BosPolicy {
     BosPolicy::Tokenizer
+}
+
+/// The paper's sample: 128 tokens from the middle of a stream, hence no BOS.
+fn paper_length() -> usize {
+    128
+}
+fn no_bos() -> BosPolicy {
+    BosPolicy::None
+}
+fn four() -> u8 {
+    4
+}
+fn half() -> f64 {
+    0.5
+}
+fn sixteen() -> usize {
+    16
 }
 
 /// The published samplers do not look whether a text is long enough for all samples.
@@ -186,6 +235,8 @@ pub(super) fn keys() -> Vec<(String, Vec<&'static str>)> {
         ("a corpus in a file".to_string(), of::<CorpusFile>()),
         ("`[recipe.NAME]`".to_string(), of::<Recipe>()),
         ("`[[evaluate]]`, metric `perplexity`".to_string(), [&["metric"], &of::<Perplexity>()[..]].concat()),
+        ("`[[evaluate]]`, metric `layer-error`".to_string(), [&["metric"], &of::<LayerError>()[..]].concat()),
+        ("`calibration` of `layer-error`".to_string(), of::<Separate>()),
         ("`[[evaluate]]`, a task".to_string(), [&["task"], &of::<Task>()[..]].concat()),
         ("`[[expect]]`".to_string(), of::<Expect>()),
     ];

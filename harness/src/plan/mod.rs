@@ -76,12 +76,14 @@ fn product(experiment: &Experiment) -> Vec<Cell> {
     let mut cells = Vec::new();
     for model in &experiment.models {
         let mut add = |recipe: &Recipe, calibration: Option<&Calibration>, seed: Option<u64>| {
+            let asked = |e: &&Evaluation| recipe.is_original() || !e.only_originals();
+            let evaluations: Vec<Evaluation> = experiment.evaluations.iter().filter(asked).cloned().collect();
             cells.push(Cell {
                 model: model.clone(),
                 recipe: recipe.clone(),
                 calibration: calibration.cloned(),
                 seed,
-                evaluations: experiment.evaluations.clone(),
+                evaluations,
             });
         };
         for recipe in free() {

@@ -10,6 +10,7 @@
 //!   cells/<cell id>/cell.json                     what the cell is, what was fitted, provenance
 //!   cells/<cell id>/measurements/<key>.json       one write-once file per measurement
 //!   cells/<cell id>/items/<key>.parquet           a task's items, one write-once file per task; see `items`
+//!   cells/<cell id>/layers/<key>.*parquet         layer-wise errors, three write-once files per evaluation; see `layers`
 //!   statistics/<id>/                              what activations look like; see `statistics`
 //!   failures/<cell id>[.<key>].json               the last failure of a cell or measurement; removed when it succeeds
 //!   claims/<cell id>[.<key>]                      who is computing it now
@@ -23,13 +24,14 @@ pub mod effective_bits;
 pub mod execution;
 pub mod id;
 pub mod items;
+pub mod layers;
 pub mod statistics;
 pub mod store;
 
 pub use effective_bits::EffectiveBits;
 pub use execution::Execution;
-pub use store::StoredItems;
 pub use store::statistics::StoredStatistics;
+pub use store::{StoredItems, StoredLayers};
 
 /// The version of every file format in a store. A store with a higher number was written by a newer program.
 pub const SCHEMA: u32 = 1;
@@ -237,6 +239,8 @@ pub struct Contents {
     pub statistics: Vec<StoredStatistics>,
     /// All per-item files present, by cell and name, ascending.
     pub items: Vec<StoredItems>,
+    /// All files of layer-wise errors present, by cell and name, ascending.
+    pub layers: Vec<StoredLayers>,
 }
 
 /// The file name under which a measurement is kept: a readable, file-system-safe form of its metric id and version.

@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod format;
 mod items;
+mod layers;
 mod stage;
 pub mod statistics;
 
@@ -27,6 +28,7 @@ pub use claim::{Claim, ClaimOutcome, Holder};
 pub use error::StoreError;
 pub use files::{Disk, Files};
 pub use items::StoredItems;
+pub use layers::StoredLayers;
 pub use stage::STALE_AFTER;
 pub use statistics::StoredStatistics;
 
@@ -248,6 +250,7 @@ impl Store {
                 contents.measurements.extend(self.measurement_at(&path)?);
             }
             contents.items.extend(items::stored(&id, &folder)?);
+            contents.layers.extend(layers::stored(&id, &folder)?);
         }
         for path in entries(&self.dir.join("failures"))? {
             if let Some(bytes) = read(&path)? {

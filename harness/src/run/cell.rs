@@ -39,7 +39,7 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
+    pub(super) fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
         Self { stage, message: message.to_string(), cure: cure.to_string() }
     }
 }
@@ -201,6 +201,7 @@ impl Sweep<'_> {
         let mut underway = Execution::begin(&self.options.device.name);
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
         let prepared = match evaluation {
+            Evaluation::LayerError(block) => return self.layer_errors(cell, id, block, decoder),
             Evaluation::Perplexity(perplexity) => {
                 let windows = self.texts.windows(perplexity, &source.checkpoint);
                 let cure = "change the evaluation's corpus, length or bos";
@@ -295,7 +296,7 @@ impl Sweep<'_> {
     }
 
     /// Writes a fault down and goes on.
-    fn fail(
+    pub(super) fn fail(
         &mut self,
         cell: &Cell,
         id: &str,

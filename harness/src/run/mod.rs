@@ -29,6 +29,7 @@ mod error;
 pub mod inspect;
 pub mod interrupt;
 mod items;
+mod layers;
 mod source;
 pub mod survey;
 mod texts;
@@ -346,6 +347,9 @@ impl Sweep<'_> {
             };
             let id = source.cell_id(cell, self.set_hash(cell));
             for evaluation in &cell.evaluations {
+                if let Evaluation::LayerError(block) = evaluation {
+                    self.check_layer_text(&id, block)?;
+                }
                 let Evaluation::Perplexity(perplexity) = evaluation else { continue };
                 let Planned { metric, version } = evaluation.planned().swap_remove(0);
                 let Some(known) = self.store.measurement(&id, &metric, version)? else {

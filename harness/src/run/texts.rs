@@ -7,15 +7,15 @@ use models::Checkpoint;
 use models::tokenizer::TokenizerError;
 use serde_json::{Map, Value};
 
-use crate::data::BosPolicy;
 use crate::data::corpus::{self, DataOptions, Text};
 use crate::data::window::{WindowError, window_start, windows};
+use crate::data::{BosPolicy, CorpusRef};
 use crate::evaluate::metrics::perplexity::Perplexity;
 use crate::plan::Plan;
 use crate::run::RunError;
 
 /// Keys of a measurement's detail.
-const TEXT_HASH: &str = "text-hash";
+pub(super) const TEXT_HASH: &str = "text-hash";
 const TOKEN_HASH: &str = "token-hash";
 
 /// Texts by label, and windows by tokenizer and metric.
@@ -49,15 +49,20 @@ impl Texts {
     pub fn load(plan: &Plan, options: &DataOptions) -> Result<Self, RunError> {
         let mut texts = BTreeMap::new();
         for evaluation in plan.cells.iter().flat_map(|cell| &cell.evaluations) {
-            let Some(corpus) = evaluation.corpus() else { continue };
-            let key = format!("{corpus:?}");
-            if let Entry::Vacant(vacant) = texts.entry(key) {
-                let text = corpus::load(corpus, options)
-                    .map_err(|source| RunError::Corpus { metric: evaluation.id(), source })?;
-                vacant.insert(text);
+            for corpus in evaluation.corpora() {
+                if let Entry::Vacant(vacant) = texts.entry(format!("{corpus:?}")) {
+                    let text = corpus::load(corpus, options)
+                        .map_err(|source| RunError::Corpus { metric: evaluation.id(), source })?;
+                    vacant.insert(text);
+                }
             }
         }
         Ok(Self { texts, windows: BTreeMap::new() })
+    }
+
+    /// The text of a corpus that an evaluation of the plan names.
+    pub fn text(&self, corpus: &CorpusRef) -> &Text {
+        &self.texts[&format!("{corpus:?}")]
     }
 
     /// The windows of an evaluation under a checkpoint's tokenizer.

@@ -42,6 +42,33 @@ pub(super) fn stored(cell: &str, folder: &Path) -> Result<Vec<StoredItems>, Stor
     Ok(files.collect())
 }
 
+/// Writes a table into a folder of a published cell; its hash. The same bytes being there already is fine.
+pub(super) fn place_table(
+    store: &Store,
+    cell: &str,
+    folder: &str,
+    file: &str,
+    bytes: &[u8],
+) -> Result<String, StoreError> {
+    store.writable()?;
+    let of_cell = store.cell_dir(cell)?;
+    if !of_cell.join("cell.json").is_file() {
+        return Err(StoreError::NoSuchCell { path: of_cell });
+    }
+    let path = of_cell.join(folder).join(file);
+    let hash = blake3::hash(bytes).to_hex().to_string();
+    if !path.is_file() {
+        store.ensure_dir(&of_cell.join(folder))?;
+        let stage = Stage::new(store)?;
+        if store.place_new(&stage, bytes, &path)? {
+            return Ok(hash);
+        }
+    }
+    let stored = read(&path)?.ok_or_else(|| vanished(&path))?;
+    super::same_result(&path, blake3::hash(&stored).to_hex().to_string(), hash.clone())?;
+    Ok(hash)
+}
+
 impl Store {
     /// Publishes the rows of a cell's task under `key`, the metric id of the whole task and its version; their hash.
     ///
@@ -56,24 +83,8 @@ impl Store {
         version: u32,
         rows: &[ItemRow],
     ) -> Result<String, StoreError> {
-        self.writable()?;
-        let path = self.items_path(cell, key, version)?;
-        let folder = self.cell_dir(cell)?;
-        if !folder.join("cell.json").is_file() {
-            return Err(StoreError::NoSuchCell { path: folder });
-        }
-        let bytes = to_parquet(rows);
-        let hash = blake3::hash(&bytes).to_hex().to_string();
-        if !path.is_file() {
-            self.ensure_dir(&folder.join("items"))?;
-            let stage = Stage::new(self)?;
-            if self.place_new(&stage, &bytes, &path)? {
-                return Ok(hash);
-            }
-        }
-        let stored = read(&path)?.ok_or_else(|| vanished(&path))?;
-        super::same_result(&path, blake3::hash(&stored).to_hex().to_string(), hash.clone())?;
-        Ok(hash)
+        let file = format!("{}.parquet", measurement_key(key, version));
+        place_table(self, cell, "items", &file, &to_parquet(rows))
     }
 
     /// The rows of a cell's task, where they have been published.
