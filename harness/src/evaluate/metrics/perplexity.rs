@@ -133,6 +133,21 @@ mod tests {
     }
 
     #[test]
+    fn a_mode_stands_in_the_id_where_it_is_not_the_usual_one() {
+        let dense = Perplexity {
+            protocol: Protocol::Gptq,
+            corpus: CorpusRef::Named("wikitext2/test".into()),
+            length: 64,
+            bos: BosPolicy::None,
+            limit: Some(4),
+            mode: Mode::Dense,
+        };
+        assert_eq!(dense.id(), "perplexity/gptq/wikitext2-test/64/bos=none/windows=4");
+        let decoded = Perplexity { mode: Mode::Decode, ..dense };
+        assert_eq!(decoded.id(), "perplexity/gptq/wikitext2-test/64/bos=none/windows=4/mode=decode");
+    }
+
+    #[test]
     fn one_window_has_no_standard_error() {
         assert_eq!(measure(&mut Constant, &[vec![1, 0]], &mut |_, _| true).unwrap().stderr, None);
     }

@@ -22,9 +22,10 @@
 //! `prompt`: so many tokens from the start of every sequence, behind a prefix where there is one, stay in full precision.
 //!
 //! # Reference
-//! Keys before rotary embedding: Atom (arXiv:2310.19102) and KVQuant (arXiv:2401.18079), which has static scales per
-//! channel; after it: QuaRot (arXiv:2404.00456, clip 0.95). `prompt` is our reading of BiSup's prompt mixed precision
-//! (arXiv:2405.15346), whose system prompt is a `prefix` here.
+//! Keys before rotary embedding: Atom (arXiv:2310.19102, per head) and KVQuant (arXiv:2401.18079, per channel, on a grid
+//! that is not uniform); after it: QuaRot (arXiv:2404.00456, per head, clip 0.95). `prompt` is our reading of BiSup's prompt
+//! mixed precision (arXiv:2405.15346), whose system prompt may as well be a `prefix`; KVQuant's code keeps the first few
+//! tokens in 16 bits, too.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -76,3 +76,68 @@ fn table(cells: &[(&ManifestCell, &EffectiveBits)], model: &str) -> Option<Table
 fn number(bits: f64) -> Cell {
     Cell::Number { value: bits, stderr: None, digits: Digits::Decimals(3) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{CellResult, Envelope, Execution, ModelIdentity, SCHEMA};
+
+    fn contents(bits: &[(&str, Option<EffectiveBits>)]) -> Contents {
+        let mut contents = Contents::default();
+        for (recipe, bits) in bits {
+            contents.manifest.cells.push(ManifestCell {
+                id: (*recipe).into(),
+                model: "tiny".into(),
+                recipe: (*recipe).into(),
+                calibration: None,
+                seed: None,
+                metrics: Vec::new(),
+            });
+            let word = String::new;
+            let model = ModelIdentity {
+                name: word(),
+                origin: word(),
+                family: word(),
+                parameters: 1,
+                weights: word(),
+                tokenizer: word(),
+            };
+            let result = CellResult {
+                id: (*recipe).into(),
+                model,
+                steps: Vec::new(),
+                calibration: None,
+                seed: None,
+                fitted: Default::default(),
+                statistics: Vec::new(),
+                effective_bits: *bits,
+            };
+            let (result_hash, execution) = (word(), Execution::default());
+            contents.cells.push(Envelope { schema: SCHEMA, result, result_hash, execution });
+        }
+        contents
+    }
+
+    const FULL: EffectiveBits =
+        EffectiveBits { weights: 16.0, parameters: 16.0, activations: 16.0, cache: 16.0, exact_tokens: 0 };
+
+    #[test]
+    fn records_without_bits_and_originals_alone_have_no_table() {
+        assert!(Bits.tables(&contents(&[("original", None), ("w4", None)])).is_empty());
+        assert!(Bits.tables(&contents(&[("original", Some(FULL))])).is_empty());
+    }
+
+    #[test]
+    fn a_prompt_has_its_columns() {
+        let w4 = EffectiveBits { weights: 4.25, parameters: 7.5, ..FULL };
+        let kv4 = EffectiveBits { cache: 4.0, exact_tokens: 32, ..FULL };
+        let tables = Bits.tables(&contents(&[("original", Some(FULL)), ("w4", Some(w4)), ("old", None)]));
+        assert_eq!(tables.len(), 1);
+        assert_eq!((tables[0].rows.len(), tables[0].columns.len()), (2, 5));
+        assert_eq!(tables[0].rows[1][1].spelled(), Some(("4.250".into(), None)));
+        let tables = Bits.tables(&contents(&[("w4", Some(w4)), ("kv4", Some(kv4))]));
+        let last = tables[0].rows[1].last().and_then(Cell::spelled);
+        // (32 · 16 + 2016 · 4) / 2048
+        assert_eq!(last, Some(("4.188".into(), None)));
+    }
+}
