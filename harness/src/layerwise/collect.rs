@@ -14,7 +14,7 @@ use crate::quantize::grid::{Convention, Grid};
 use crate::record::layers::{LayerRow, LayerTables, SurfaceRow, TOKEN_BITS, TokenRow};
 
 /// Patches that a surface has at most, along tokens and along channels.
-const PATCHES: (usize, usize) = (128, 192);
+const PATCHES: (usize, usize) = (64, 96);
 
 /// Channels of the shown token that are kept at most: the greatest, and evenly chosen ones of the rest.
 const TOKEN_CHANNELS: usize = 2048;
