@@ -7,5 +7,6 @@
 mod recipes;
 
 mod registry;
+mod rotation;
 mod rounding;
 mod smoothing;

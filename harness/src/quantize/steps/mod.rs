@@ -8,6 +8,7 @@ use crate::quantize::Method;
 pub mod activations;
 pub mod keep;
 pub mod prefix;
+pub mod rotate;
 pub mod smooth;
 pub mod weights;
 
@@ -193,6 +194,9 @@ registry! {
     PrefixQfep: "prefix" "qfep" => prefix::qfep::Qfep, "prefix/qfep.rs";
     PrefixRandom: "prefix" "random" => prefix::given::Random, "prefix/given.rs";
     PrefixTokens: "prefix" "tokens" => prefix::given::Tokens, "prefix/given.rs";
+    RotateBestOf: "rotate" "best-of" => rotate::best_of::BestOf, "rotate/best_of.rs";
+    RotateHadamard: "rotate" "hadamard" => rotate::hadamard::Hadamard, "rotate/hadamard.rs";
+    RotateRandom: "rotate" "random" => rotate::random::Random, "rotate/random.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
     Weights: "weights" => weights::Weights, "weights.rs";
