@@ -94,6 +94,13 @@ const CASES: &[Case] = &[
     },
     Case {
         step: "rotate",
+        method: Some("cayley"),
+        settings: &["samples = 3, steps = 8", "samples = 2, steps = 4, sites = [\"v\", \"qk\"], rows = 99"],
+        mildest: None,
+        order: &[("samples", "it reads the first so many")],
+    },
+    Case {
+        step: "rotate",
         method: Some("hadamard"),
         settings: &[
             "",
@@ -269,7 +276,7 @@ fn what_claims_to_preserve_the_function_does() {
             assert!(error < 1e-4, "{what} behind a prefix: {error:e}");
         }
     }
-    assert_eq!(tried, 6 * 11, "eleven settings of five methods on six models; more methods, more");
+    assert_eq!(tried, 6 * 13, "thirteen settings of six methods on six models; more methods, more");
 }
 
 #[test]

@@ -195,6 +195,7 @@ registry! {
     PrefixRandom: "prefix" "random" => prefix::given::Random, "prefix/given.rs";
     PrefixTokens: "prefix" "tokens" => prefix::given::Tokens, "prefix/given.rs";
     RotateBestOf: "rotate" "best-of" => rotate::best_of::BestOf, "rotate/best_of.rs";
+    RotateCayley: "rotate" "cayley" => rotate::cayley::Cayley, "rotate/cayley.rs";
     RotateHadamard: "rotate" "hadamard" => rotate::hadamard::Hadamard, "rotate/hadamard.rs";
     RotateRandom: "rotate" "random" => rotate::random::Random, "rotate/random.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";

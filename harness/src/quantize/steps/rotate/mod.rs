@@ -17,6 +17,7 @@ use crate::names;
 use crate::quantize::StepError;
 
 pub mod best_of;
+pub mod cayley;
 pub mod hadamard;
 pub mod random;
 
