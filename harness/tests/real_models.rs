@@ -14,7 +14,7 @@ use harness::data::window::windows;
 use harness::evaluate::decoder_model::DecoderModel;
 use harness::evaluate::metrics::perplexity;
 use harness::quantize::{self, direct::Direct, steps::Step};
-use models::Checkpoint;
+use models::{Checkpoint, Decoder, Off, token_tensor};
 
 fn shared() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared")
@@ -27,6 +27,63 @@ fn there(path: PathBuf, test: &str) -> Option<PathBuf> {
     }
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {} is not there", path.display());
     None
+}
+
+/// Whole-model logits of a rotated model against the original's: the largest difference over the largest logit.
+fn rotated(folder: &Path, tokens: usize, sites: &str, recorded: &[(&str, &str)]) -> f64 {
+    let original = Checkpoint::open(folder).unwrap().load(&Device::flex()).unwrap();
+    let vocabulary = original.architecture.vocabulary;
+    let input: Vec<u32> = (0..tokens).map(|i| (i * 7919 % vocabulary) as u32).collect();
+    let logits = |decoder: &mut Decoder| -> Vec<f32> {
+        let hidden = decoder.hidden(token_tensor(&[&input], &Device::flex()), &mut Off);
+        decoder.logits(hidden, &mut Off).to_data().try_to_vec().unwrap()
+    };
+    let expected = logits(&mut original.clone());
+    let table: toml::Table = sites.parse().unwrap();
+    let step = Step::read("rotate", Some("hadamard"), toml::Value::Table(table)).unwrap().unwrap();
+    let mut decoder = original;
+    let (_, fitted) =
+        quantize::apply(&[step.resolved()], &mut decoder, &mut Direct::new(Vec::new(), Some(1))).unwrap();
+    for (site, kind) in recorded {
+        let construction = &fitted["0.rotate"]["rotations"][site]["construction"];
+        assert_eq!(construction["kind"], *kind, "{site}: {construction}");
+    }
+    let largest = |x: &mut dyn Iterator<Item = f32>| f64::from(x.fold(0.0f32, |m, x| m.max(x.abs())));
+    let found = logits(&mut decoder);
+    assert!(found.iter().all(|x| x.is_finite()));
+    let most = largest(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
+    most / largest(&mut expected.iter().copied())
+}
+
+const EVERYTHING: &str = "sites = [\"residual\", \"o_in\", \"down_in\", \"qk\"]";
+
+#[test]
+fn rotated_stories260k_computes_the_same() {
+    let test = "rotated_stories260k_computes_the_same";
+    let Some(folder) = there(shared().join("models/stories260K"), test) else { return };
+    // 172 = 4 · 43 has no matrix of Paley's.
+    let recorded = [("residual", "sylvester"), ("down_in", "block-diagonal"), ("heads", "sylvester")];
+    let error = rotated(&folder, 256, EVERYTHING, &recorded);
+    assert!(error < 1e-4, "{error:e}");
+    let random = format!("{EVERYTHING}\nfallback = \"random-orthogonal\"");
+    let error = rotated(&folder, 256, &random, &[("down_in", "random-orthogonal")]);
+    assert!(error < 1e-4, "{error:e}");
+}
+
+#[test]
+fn rotated_smollm2_computes_the_same() {
+    let Some(folder) = smollm2("rotated_smollm2_computes_the_same") else { return };
+    // 576 = 36 · 16 and 1536 = 12 · 128 channels, 9 heads.
+    let recorded = [("residual", "paley-2"), ("down_in", "paley-1"), ("heads", "block-diagonal")];
+    let error = rotated(&folder, 96, EVERYTHING, &recorded);
+    assert!(error < 1e-4, "{error:e}");
+}
+
+fn smollm2(test: &str) -> Option<PathBuf> {
+    let models = std::env::var_os("QUANTSCOPE_MODELS")
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/quantscope/models")));
+    there(models.unwrap_or_default().join("smollm2-135m-instruct-dequantized"), test)
 }
 
 fn step(name: &str, keys: &str) -> Step {
@@ -83,11 +140,7 @@ fn two_tiny_trained_models_have_their_perplexities() {
 #[test]
 fn smollm2_has_its_perplexities() {
     let test = "smollm2_has_its_perplexities";
-    let models = std::env::var_os("QUANTSCOPE_MODELS")
-        .map(PathBuf::from)
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/quantscope/models")));
-    let folder = models.unwrap_or_default().join("smollm2-135m-instruct-dequantized");
-    let Some(folder) = there(folder, test) else { return };
+    let Some(folder) = smollm2(test) else { return };
     let Some(data) = there(shared().join("data"), test) else { return };
     let options = harness::data::corpus::DataOptions::new(Some(data), PathBuf::new(), true);
     let corpus = harness::data::CorpusRef::Named("wikitext2/test".into());

@@ -97,7 +97,8 @@ fn check_claims(steps: &[Step], blocks: &[Block<'_>]) -> Result<(), Box<Fault>> 
     for (j, claimed) in claims.iter().enumerate() {
         for (i, earlier) in claims[..j].iter().enumerate() {
             if let Some(twice) = claimed.iter().find(|claim| earlier.contains(claim)) {
-                let message = format!("steps {} and {} both round {twice}", i + 1, j + 1);
+                let verb = if steps[j].method().stage() < Stage::Keep { "set" } else { "round" };
+                let message = format!("steps {} and {} both {verb} {twice}", i + 1, j + 1);
                 let fault = blocks[j].fault(blocks[j].place_of("step"), message);
                 return Err(fault.note("give the two steps disjoint `sites`, or keep one of them"));
             }

@@ -9,12 +9,13 @@
 //! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
+//! | [`likelihood`] | the language model's loss, by which steps choose |
 //! | [`admissible`] | what a step may say: the checks that steps share |
 //! | [`steps`] | one file per step of a recipe |
 
 use std::rc::Rc;
 
-use models::{Decoder, Group, Port, RescaleError, Site};
+use models::{Decoder, Group, Port, RescaleError, RotateError, Site};
 use serde_json::{Map, Value, json};
 
 use crate::calibrate::statistics::Statistics;
@@ -29,6 +30,7 @@ pub mod effective_bits;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
+pub mod likelihood;
 pub mod rounding;
 pub mod steps;
 
@@ -60,6 +62,8 @@ pub struct ModelInFlight<'a> {
     pub state: &'a [Step],
     /// The steps that follow.
     pub after: &'a [Step],
+    /// The step as later steps and statistics are to know it, where its own keys do not decide what it did.
+    pub becomes: Option<Step>,
 }
 
 /// What a step may ask of its surroundings.
@@ -254,6 +258,9 @@ pub enum StepError {
     /// A site that cannot be rescaled as asked.
     #[error(transparent)]
     Rescale(Box<RescaleError>),
+    /// Something that cannot be rotated as asked.
+    #[error(transparent)]
+    Rotate(Box<RotateError>),
     /// Statistics that cannot be had, or say nothing.
     #[error("{0}")]
     Statistics(String),
@@ -318,6 +325,12 @@ impl From<RescaleError> for StepError {
     }
 }
 
+impl From<RotateError> for StepError {
+    fn from(error: RotateError) -> Self {
+        StepError::Rotate(Box::new(error))
+    }
+}
+
 impl StepError {
     pub(crate) fn check_group(place: &str, group: usize, width: usize) -> Result<(), StepError> {
         if width.is_multiple_of(group) {
@@ -342,16 +355,17 @@ pub fn apply(
     calibrator: &mut dyn Calibrator,
 ) -> Result<(FakeQuant, Map<String, Value>), (String, StepError)> {
     let mut tap = FakeQuant::default();
-    let fitted = apply_after(&[], steps, decoder, &mut tap, calibrator)?;
+    let fitted = apply_after(&[], None, steps, decoder, &mut tap, calibrator)?;
     Ok((tap, fitted))
 }
 
-/// As [`apply`], where `before` has been applied already.
+/// As [`apply`], where `before` has been applied already to a model whose statistics were `original`.
 ///
 /// # Errors
 /// As [`apply`].
 pub fn apply_after(
     before: &[Step],
+    mut original: Option<Rc<Statistics>>,
     steps: &[Step],
     decoder: &mut Decoder,
     tap: &mut FakeQuant,
@@ -362,7 +376,6 @@ pub fn apply_after(
     order.sort_by_key(|&index| steps[index].method().rounds_weights());
     let key = |index: usize| format!("{}.{}", before.len() + index, steps[index].name());
 
-    let mut original = None;
     let wants_original = steps.iter().position(|s| s.method().statistics() == StatisticsNeed::Original);
     if let (Some(index), true) = (wants_original, before.is_empty()) {
         original = Some(calibrator.statistics(decoder, &[]).map_err(|e| (key(index), e))?);
@@ -389,14 +402,16 @@ pub fn apply_after(
             calibrator,
             state: &state,
             after: &steps[index + 1..],
+            becomes: None,
         };
         reports[index] = method.act(&mut model).map_err(failed)?;
+        let becomes = model.becomes.take();
         if let (true, Some(reference)) = (method.preserves_function(), &reference) {
             let equivalence = reference.compare(decoder).map_err(failed)?;
             reports[index].insert("equivalence".into(), equivalence);
         }
         if method.stage() < Stage::Keep {
-            state.push(step.clone());
+            state.push(becomes.unwrap_or_else(|| step.clone()));
         }
     }
     Ok(reports.into_iter().enumerate().map(|(index, report)| (key(index), json!(report))).collect())

@@ -134,7 +134,9 @@ impl Sweep<'_> {
                     interrupted |= e == StepError::Interrupted;
                     let stage = match e {
                         StepError::Statistics(_) => "calibrate",
-                        StepError::NotEquivalent { .. } | StepError::Rescale(_) => "transform",
+                        StepError::NotEquivalent { .. } | StepError::Rescale(_) | StepError::Rotate(_) => {
+                            "transform"
+                        }
                         _ => "quantize",
                     };
                     let cure = match cell.calibration {

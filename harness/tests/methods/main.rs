@@ -8,5 +8,6 @@ mod recipes;
 
 mod cache;
 mod registry;
+mod rotation;
 mod rounding;
 mod smoothing;

@@ -95,6 +95,41 @@ const CASES: &[Case] = &[
         order: &[],
     },
     Case {
+        step: "rotate",
+        method: Some("best-of"),
+        settings: &[
+            "candidates = 2, samples = 2",
+            "candidates = 2, samples = 2, matrix = \"random\", sites = [\"residual\", \"v\"]",
+        ],
+        mildest: None,
+        order: &[("samples", "it measures the first so many")],
+    },
+    Case {
+        step: "rotate",
+        method: Some("cayley"),
+        settings: &["samples = 3, steps = 8", "samples = 2, steps = 4, sites = [\"v\", \"qk\"], rows = 99"],
+        mildest: None,
+        order: &[("samples", "it reads the first so many")],
+    },
+    Case {
+        step: "rotate",
+        method: Some("hadamard"),
+        settings: &[
+            "",
+            "sites = [\"residual\", \"v\", \"down_in\", \"qk\"], random-signs = false",
+            "fallback = \"random-orthogonal\", draw = 1",
+        ],
+        mildest: None,
+        order: &[],
+    },
+    Case {
+        step: "rotate",
+        method: Some("random"),
+        settings: &["", "sites = [\"v\", \"qk\"], draw = 3"],
+        mildest: None,
+        order: &[],
+    },
+    Case {
         step: "smooth",
         method: Some("osplus"),
         settings: &["samples = 8, steps = 6", "samples = 8, steps = 4, bits = 4, sites = [\"down_in\"]"],
@@ -253,7 +288,7 @@ fn what_claims_to_preserve_the_function_does() {
             assert!(error < 1e-4, "{what} behind a prefix: {error:e}");
         }
     }
-    assert_eq!(tried, 6 * 4, "two settings of two methods on six models; more methods, more");
+    assert_eq!(tried, 6 * 13, "thirteen settings of six methods on six models; more methods, more");
 }
 
 #[test]

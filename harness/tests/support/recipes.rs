@@ -78,6 +78,7 @@ impl Made {
     pub fn state(&self) -> State {
         let mut bits = weights(&self.decoder);
         bits.extend(prefix(&self.decoder));
+        bits.extend(online(&self.decoder));
         let rules = self.tap.rules.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
         let cache = self.tap.cache.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
         let rules = rules.chain(cache);
@@ -117,6 +118,15 @@ pub fn weights(decoder: &Decoder) -> BTreeMap<String, Vec<u32>> {
     }
     found.insert("embedding".into(), bits(&decoder.embedding));
     found
+}
+
+/// What happens to activations in the forward pass.
+pub fn online(decoder: &Decoder) -> BTreeMap<String, Vec<u32>> {
+    let turn = |(site, turn): (Site, &models::Turn)| {
+        let factors = turn.factors().unwrap_or_default().iter().map(|&f| (f as f32).to_bits());
+        (format!("online {site}: {:?}", turn.rotation()), factors.collect())
+    };
+    decoder.online.iter().map(turn).collect()
 }
 
 /// The bits of the prefix's keys and values, and its tokens.

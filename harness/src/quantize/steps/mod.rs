@@ -9,6 +9,7 @@ pub mod activations;
 pub mod keep;
 pub mod kv;
 pub mod prefix;
+pub mod rotate;
 pub mod smooth;
 pub mod weights;
 
@@ -195,6 +196,10 @@ registry! {
     PrefixQfep: "prefix" "qfep" => prefix::qfep::Qfep, "prefix/qfep.rs";
     PrefixRandom: "prefix" "random" => prefix::given::Random, "prefix/given.rs";
     PrefixTokens: "prefix" "tokens" => prefix::given::Tokens, "prefix/given.rs";
+    RotateBestOf: "rotate" "best-of" => rotate::best_of::BestOf, "rotate/best_of.rs";
+    RotateCayley: "rotate" "cayley" => rotate::cayley::Cayley, "rotate/cayley.rs";
+    RotateHadamard: "rotate" "hadamard" => rotate::hadamard::Hadamard, "rotate/hadamard.rs";
+    RotateRandom: "rotate" "random" => rotate::random::Random, "rotate/random.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
     Weights: "weights" => weights::Weights, "weights.rs";

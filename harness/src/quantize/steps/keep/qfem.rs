@@ -24,15 +24,13 @@
 //! per-sequence ratios where a reading of the formula would pool; r ≥ α selects its eight published lists, r > α seven
 //! of them. The search for α is not released: `auto` is our own deterministic rule.
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
-use models::token_tensor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::fake_quant::{FakeQuant, Kept};
 use crate::quantize::steps::Stage;
 use crate::quantize::steps::keep::{Ratio, ranked_groups};
-use crate::quantize::{Method, ModelInFlight, StatisticsNeed, StepError, apply_after};
+use crate::quantize::{Method, ModelInFlight, StatisticsNeed, StepError, apply_after, likelihood};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -215,7 +213,8 @@ impl Trial {
         let held_out = samples.len().div_ceil(8);
         let samples = samples[samples.len() - held_out..].to_vec();
         let (mut decoder, mut tap) = (model.decoder.clone(), model.tap.clone());
-        apply_after(model.state, model.after, &mut decoder, &mut tap, model.calibrator)
+        let original = model.original.clone();
+        apply_after(model.state, original, model.after, &mut decoder, &mut tap, model.calibrator)
             .map_err(|(_, error)| error)?;
         Ok(Self { decoder, tap, samples })
     }
@@ -236,37 +235,12 @@ impl Trial {
                 return Err(StepError::Interrupted);
             }
             let fed = &sample[usize::from(self.decoder.stands_for_first(start, sample))..];
-            loss += loss_of(&mut self.decoder, &mut tap, fed);
+            loss += likelihood::loss(&mut self.decoder, &mut tap, fed);
             tokens += fed.len() - 1;
         }
         Ok((loss / tokens as f64).exp())
     }
 }
-
-/// The sum of −ln p of every token of a sequence but its first.
-fn loss_of(decoder: &mut models::Decoder, tap: &mut FakeQuant, tokens: &[u32]) -> f64 {
-    let device = decoder.device();
-    let scored = tokens.len() - 1;
-    let hidden = decoder.hidden(token_tensor(&[&tokens[..scored]], &device), tap);
-    let [_, _, width] = hidden.dims();
-    let mut loss = 0.0;
-    for from in (0..scored).step_by(ROWS) {
-        let rows = ROWS.min(scored - from);
-        let logits = decoder.logits(hidden.clone().slice([0..1, from..from + rows, 0..width]), tap);
-        let vocabulary = logits.dims()[2];
-        let targets: Vec<i64> = tokens[from + 1..=from + rows].iter().map(|&t| i64::from(t)).collect();
-        let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [rows, 1]), &device);
-        let log_likelihoods =
-            activation::log_softmax(logits.reshape([rows, vocabulary]), 1).gather(1, targets);
-        let data = log_likelihoods.try_into_data().expect("the device answers");
-        let values = data.as_slice::<f32>().expect("log-likelihoods are f32");
-        loss -= values.iter().map(|&x| f64::from(x)).sum::<f64>();
-    }
-    loss
-}
-
-/// Positions whose logits are held at once.
-const ROWS: usize = 128;
 
 impl Serialize for Alpha {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
