@@ -78,7 +78,8 @@ pub fn components(groups: &[Vec<f64>], confidence: f64) -> Result<Components, Pa
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let means: Vec<f64> = groups.iter().map(|group| mean(group)).collect();
     let sizes: Vec<f64> = groups.iter().map(|group| group.len() as f64).collect();
-    let all = groups.iter().zip(&means).map(|(group, mean)| group.len() as f64 * mean).sum::<f64>() / n as f64;
+    let all =
+        groups.iter().zip(&means).map(|(group, mean)| group.len() as f64 * mean).sum::<f64>() / n as f64;
     let squares = |group: &[f64], mean: f64| group.iter().map(|y| (y - mean).powi(2)).sum::<f64>();
     let within: f64 = groups.iter().zip(&means).map(|(group, mean)| squares(group, *mean)).sum();
     let between: f64 = sizes.iter().zip(&means).map(|(size, mean)| size * (mean - all).powi(2)).sum();
