@@ -49,6 +49,8 @@ fn set_of(corpus: &str, samples: usize, length: usize) -> Calibration {
         bos: BosPolicy::None,
         repeat: true,
         allow_overlap: false,
+        seeds: None,
+        reference: None,
     }
 }
 

@@ -73,6 +73,8 @@ fn the_numbers_are_those_of_the_library() {
         bos: BosPolicy::Every,
         repeat: true,
         allow_overlap: false,
+        seeds: None,
+        reference: None,
     };
     let checkpoint = Checkpoint::builtin(SPIKY).unwrap().unwrap();
     let set = draw(&calibration, Some(&text), checkpoint.tokenizer(), 5).unwrap();

@@ -52,6 +52,8 @@ fn subject(name: &str) -> Subject {
         bos: BosPolicy::Every,
         repeat: true,
         allow_overlap: false,
+        seeds: None,
+        reference: None,
     };
     let set = draw(&calibration, Some(&text("builtin/stories-calibration")), tokenizer, 0).unwrap();
     let ids = tokenizer.encode(&text("builtin/stories-held-out").text).unwrap();

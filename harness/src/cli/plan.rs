@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::HumanBytes;
 
-use crate::cli::{CliError, Options, Outcome, columns, load, print};
+use crate::cli::{CliError, Options, Outcome, columns, load, print, say};
 use crate::data::corpus::DataOptions;
 use crate::experiment::{Evaluation, Experiment, ModelSource};
 use crate::plan::Plan;
@@ -37,9 +37,15 @@ pub struct PlanArgs {
 /// Where the file or the filters have to be changed.
 pub fn run(args: &PlanArgs) -> Result<Outcome, CliError> {
     let (experiment, plan) = load(&args.experiment, &args.options)?;
-    let survey = survey(&experiment, &plan, &args.options)?;
+    let mut survey = survey(&experiment, &plan, &args.options)?;
     print(&render(&experiment, &plan, &survey))?;
-    Ok(Outcome::Complete)
+    if survey.faults.is_empty() {
+        return Ok(Outcome::Complete);
+    }
+    // All of them are told: one run of `plan` for one mistake would try anybody's patience.
+    let first = survey.faults.remove(0);
+    survey.faults.iter().for_each(|fault| say(&format!("error: {fault}")));
+    Err(first.into())
 }
 
 /// What is on disk of a plan.
@@ -98,10 +104,41 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
 
+    if !survey.sets.is_empty() {
+        let head = ["calibration", "model", "samples", "length", "unique tokens", "repetition", "text"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        for (name, model, set) in &survey.sets {
+            let count = |key: &str| set.detail.get(key).map(ToString::to_string).unwrap_or_default();
+            let repetition = set.detail.get("repetition").and_then(serde_json::Value::as_f64);
+            let text = set.detail.get("text").and_then(serde_json::Value::as_str);
+            rows.push(vec![
+                name.clone(),
+                model.clone(),
+                count("samples"),
+                count("length"),
+                count("unique-tokens"),
+                repetition.map_or(String::new(), |repetition| format!("{repetition:.2}")),
+                text.unwrap_or_default().to_string(),
+            ]);
+        }
+        write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
+    }
+
     let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let (cells, measurements) =
         (plural(plan.cells.len(), "cell"), plural(plan.measurements(), "measurement"));
     writeln!(text, "\n{cells}, {measurements}").expect("writing to a string cannot fail");
+    let passes = plan.passes();
+    if passes.alone > 0 {
+        let saved = passes.alone - passes.shared;
+        let made = passes.shared;
+        let text_of_passes = format!(
+            "floating-point passes over calibration sets: {made} for statistics that steps read; without sharing {}, so \
+             that {saved} are saved",
+            passes.alone
+        );
+        writeln!(text, "{text_of_passes}").expect("writing to a string cannot fail");
+    }
     text
 }
 

@@ -12,6 +12,7 @@ use models::hub::{self, HubError, HubOptions};
 
 use super::document::{self, Form};
 use super::generated::Generated;
+use super::half::Half;
 use super::{CorpusRef, DATA_VARIABLE, data_dir};
 
 /// Languages of the parallel texts `udhr/<language>`, as the files of the UDHR project are called.
@@ -213,6 +214,28 @@ impl Text {
         Self { name, text, documents, origin, hash, extent }
     }
 
+    /// A text of these documents, trimmed, with a blank line between them.
+    pub fn of_documents<'a>(
+        name: String,
+        documents: impl Iterator<Item = &'a str>,
+        origin: String,
+        extent: Extent,
+    ) -> Self {
+        Text::new(name, document::join(documents), origin, extent)
+    }
+
+    /// One half of the text.
+    fn half(self, half: Half) -> Self {
+        let range = half.range(&self.text, &self.documents);
+        let inside = |document: &Range<usize>| {
+            let (start, end) = (document.start.max(range.start), document.end.min(range.end));
+            (start < end).then(|| start - range.start..end - range.start)
+        };
+        let documents = self.documents.iter().filter_map(inside).collect();
+        let name = format!("{}, {} half", self.name, half.as_str());
+        Text::new(name, (self.text[range.clone()].to_owned(), documents), self.origin, self.extent)
+    }
+
     /// The documents.
     pub fn documents(&self) -> impl Iterator<Item = &str> {
         self.documents.iter().map(|range| &self.text[range.clone()])
@@ -253,6 +276,14 @@ pub enum CorpusError {
     Generated {
         /// The name.
         name: String,
+    },
+    /// A corpus that is made of the items of a task.
+    #[error(
+        "the corpus of the task `{task}` is made of questions and answers for calibration sets: nothing else reads it"
+    )]
+    OfTask {
+        /// The task.
+        task: String,
     },
     /// A registered corpus that is on none of its places.
     #[error(
@@ -343,6 +374,8 @@ pub enum CorpusError {
 pub fn load(corpus: &CorpusRef, options: &DataOptions) -> Result<Text, CorpusError> {
     let text = match corpus {
         CorpusRef::File { path, field } => load_file(path, field.as_deref(), &options.base)?,
+        CorpusRef::Half { whole, half } => load(whole, options)?.half(*half),
+        CorpusRef::Task { task, .. } => return Err(CorpusError::OfTask { task: task.clone() }),
         CorpusRef::Named(name) => match find(name)? {
             (corpus, None) if corpus.path.is_none() => {
                 let short = name.trim_start_matches("builtin/");
@@ -434,7 +467,10 @@ fn load_registered(
             };
             return Ok(Text::new(name.to_owned(), document::parse(text, corpus.form), origin, extent));
         }
-        Some(folder) => looked.push(format!("no file {}", folder.join(&file).display())),
+        Some(folder) => {
+            looked.push(format!("no file {}", folder.join(&file).display()));
+            looked.extend(language.and_then(|_| languages_in(&folder.join("udhr"))));
+        }
         None => looked.push("no data directory was named".to_owned()),
     }
     match corpus.on_hub {
@@ -458,6 +494,19 @@ fn load_registered(
         }
     }
     Err(CorpusError::NotFound { name: name.to_owned(), file, looked })
+}
+
+/// The languages whose texts are in a folder, in words; nothing where there are none.
+fn languages_in(folder: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.ok()?.path();
+        let is_text = path.extension().is_some_and(|extension| extension == "txt");
+        is_text.then(|| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()))?
+    };
+    let mut names: Vec<String> = entries.filter_map(name).collect();
+    names.sort();
+    (!names.is_empty()).then(|| format!("languages there: {}", names.join(", ")))
 }
 
 fn load_file(path: &Path, field: Option<&str>, base: &Path) -> Result<Text, CorpusError> {

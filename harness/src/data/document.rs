@@ -66,7 +66,7 @@ pub fn parse(text: String, form: Form) -> Parsed {
 }
 
 /// Joins trimmed, non-empty documents.
-fn join<'a>(documents: impl Iterator<Item = &'a str>) -> Parsed {
+pub(super) fn join<'a>(documents: impl Iterator<Item = &'a str>) -> Parsed {
     let mut text = String::new();
     let mut ranges = Vec::new();
     for document in documents.map(str::trim).filter(|document| !document.is_empty()) {

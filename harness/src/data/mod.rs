@@ -3,6 +3,7 @@
 pub mod corpus;
 pub mod document;
 pub mod generated;
+pub mod half;
 pub mod window;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use self::generated::Generated;
+use self::half::Half;
 
 /// The environment variable that names the data directory when `--data` does not.
 pub const DATA_VARIABLE: &str = "QUANTSCOPE_DATA";
@@ -66,6 +68,22 @@ pub enum CorpusRef {
         /// The field of each JSONL object; `None` for plain text.
         field: Option<String>,
     },
+    /// One half of a text.
+    Half {
+        /// The text: registered, or a file.
+        whole: Box<CorpusRef>,
+        /// Which half.
+        half: Half,
+    },
+    /// Questions of a task with their right answers; for calibration sets alone.
+    Task {
+        /// The task's name in the registry.
+        task: String,
+        /// One half of its items; all of them where there is none.
+        half: Option<Half>,
+        /// The file of items, where it is not found by the task's name.
+        items: Option<PathBuf>,
+    },
 }
 
 impl CorpusRef {
@@ -73,7 +91,7 @@ impl CorpusRef {
     pub fn generated(&self) -> Option<Generated> {
         match self {
             CorpusRef::Named(name) => Generated::find(name),
-            CorpusRef::File { .. } => None,
+            CorpusRef::File { .. } | CorpusRef::Half { .. } | CorpusRef::Task { .. } => None,
         }
     }
 
@@ -84,6 +102,9 @@ impl CorpusRef {
             CorpusRef::File { path, .. } => {
                 path.file_stem().map_or_else(|| "file".into(), |stem| stem.to_string_lossy().into_owned())
             }
+            CorpusRef::Half { whole, half } => format!("{}-{}", whole.label(), half.as_str()),
+            CorpusRef::Task { task, half: Some(half), .. } => format!("{task}-{}", half.as_str()),
+            CorpusRef::Task { task, half: None, .. } => task.clone(),
         }
     }
 }

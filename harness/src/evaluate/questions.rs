@@ -100,6 +100,14 @@ pub fn ask(
     Ok(Questions { items: items.items.clone(), requests, encoded, detail })
 }
 
+impl Questions {
+    /// The token ids of every request, answers included.
+    pub fn token_ids(&self) -> Vec<Vec<u32>> {
+        let sequences = self.encoded.iter().flatten().flat_map(|request| &request.sequences);
+        sequences.map(|sequence| sequence.tokens.clone()).collect()
+    }
+}
+
 fn sequences_of(encoded: &[Encoded]) -> Vec<Sequence> {
     encoded.iter().flat_map(|request| request.sequences.iter().cloned()).collect()
 }

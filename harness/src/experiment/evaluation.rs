@@ -229,7 +229,7 @@ fn read_task(block: &Block<'_>, name: &str, place: Range<usize>) -> Result<TaskE
         let fault = block.fault(place, format!("unknown task `{name}`{near}"));
         return Err(fault.note(format!("tasks: {}", names.join(", "))));
     };
-    let wire::Task { items, form, examples, shots, seed, bos, limit, length } = block.read()?;
+    let wire::Task { items, form, examples, shots, seed, bos, half, limit, length } = block.read()?;
     let form = match form.as_deref() {
         None => task.forms().first().map_or(Form::Hub, |(form, _)| *form),
         Some(word) => {
@@ -252,7 +252,7 @@ fn read_task(block: &Block<'_>, name: &str, place: Range<usize>) -> Result<TaskE
         return Err(block.fault_of_key(format!("`shots`: `{name}` is measured without examples only")));
     }
     let seed = seed.unwrap_or(shots::SEED);
-    let protocol = Protocol { shots, seed, bos, form, limit, length };
+    let protocol = Protocol { shots, seed, bos, form, half, limit, length };
     Ok(TaskEvaluation { name: task.name(), protocol, items, examples })
 }
 
@@ -271,6 +271,12 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
         return Err(block
             .fault(block.place_of("corpus"), message)
             .note("generated corpora are for calibration"));
+    }
+    if let CorpusRef::Task { task, .. } = &corpus.0 {
+        let message = format!("the questions and answers of `{task}` are no text to measure on");
+        return Err(block.fault(block.place_of("corpus"), message).note(
+            "a task as a corpus is for calibration; `task` in an [[evaluate]] block asks its questions",
+        ));
     }
     let corpus = known_corpus(block, corpus, &[])?;
     Ok(Perplexity { protocol, corpus, length, bos, limit, mode })
@@ -337,7 +343,22 @@ pub(super) fn known_corpus(
     corpus: wire::Corpus,
     generated: &[Generated],
 ) -> Result<CorpusRef, Box<Fault>> {
-    if let CorpusRef::Named(name) = &corpus.0
+    if let CorpusRef::Task { task, .. } = &corpus.0
+        && tasks::find(task).is_none()
+    {
+        let near = names::hint(task, task_names().into_iter());
+        let fault = block.fault(block.place_of("corpus"), format!("unknown task `{task}`{near}"));
+        return Err(fault.note(format!("tasks: {}", task_names().join(", "))));
+    }
+    let text = match &corpus.0 {
+        CorpusRef::Half { whole, .. } => whole,
+        other => other,
+    };
+    if let (CorpusRef::Half { .. }, Some(generated)) = (&corpus.0, text.generated()) {
+        let message = format!("corpus `{}` is generated: it has no halves", generated.name());
+        return Err(block.fault(block.place_of("corpus"), message));
+    }
+    if let CorpusRef::Named(name) = text
         && corpus::find(name).is_err()
     {
         let mut known = corpus::list();

@@ -15,6 +15,7 @@ use crate::names::glob;
 use crate::quantize::steps::{Stage, Step};
 use crate::record::Reading;
 
+mod calibration;
 mod evaluation;
 mod parse;
 mod recipe;
@@ -124,6 +125,10 @@ pub struct Calibration {
     pub repeat: bool,
     /// Whether the set may hold what is measured. Decides no sample, so it is no part of the description.
     pub allow_overlap: bool,
+    /// The seeds it is drawn with, where they are not those of the sweep.
+    pub seeds: Option<Vec<u64>>,
+    /// The swept set to whose scores a report normalises those of this one; the first of the sweep where there is none.
+    pub reference: Option<String>,
 }
 
 /// Puts before every recipe with a prefix the original behind the same prefix, once, where no recipe says that already.
@@ -340,6 +345,8 @@ fn corpus_description(corpus: &CorpusRef) -> Value {
     match corpus {
         CorpusRef::Named(name) => json!(name),
         CorpusRef::File { path, field } => json!({ "path": path, "field": field }),
+        CorpusRef::Half { whole, half } => json!({ "whole": corpus_description(whole), "half": half }),
+        CorpusRef::Task { task, half, items } => json!({ "task": task, "half": half, "items": items }),
     }
 }
 

@@ -8,14 +8,13 @@ use toml::Spanned;
 
 use super::source::{Block, Fault, Source};
 use super::{
-    BUILTIN_MODELS, Calibration, Evaluation, Exclusion, Expectation, Experiment, Model, ModelSource,
-    ORIGINAL, Recipe, Warning, evaluation, recipe, wire,
+    BUILTIN_MODELS, Evaluation, Exclusion, Expectation, Experiment, Model, ModelSource, ORIGINAL, Recipe,
+    Warning, calibration, evaluation, recipe, wire,
 };
 use crate::data::CorpusRef;
-use crate::data::generated::Generated;
 use crate::names;
 
-type Checked<T> = Result<T, Box<Fault>>;
+pub(super) type Checked<T> = Result<T, Box<Fault>>;
 
 /// Reads the whole file.
 pub(super) fn experiment(text: &str, file: &Path) -> Checked<Experiment> {
@@ -31,9 +30,10 @@ pub(super) fn experiment(text: &str, file: &Path) -> Checked<Experiment> {
     let recipes = Defined::read(&top, "recipe", recipe::read, &mut warnings)?;
     let recipes = swept_recipes(&sweep, &axes.recipes, recipes, &mut warnings)?;
     let calibrations =
-        Defined::read(&top, "calibration", |name, block, _| calibration(name, block), &mut warnings)?;
+        Defined::read(&top, "calibration", |name, block, _| calibration::read(name, block), &mut warnings)?;
     let listed = axes.calibrations.as_deref().unwrap_or_default();
     let calibrations = calibrations.sweep(&sweep, listed, &mut warnings)?;
+    calibration::check_references(&top, &calibrations)?;
     if let (Some(needy), true) =
         (recipes.iter().find(|recipe| recipe.needs_calibration), calibrations.is_empty())
     {
@@ -52,12 +52,13 @@ pub(super) fn experiment(text: &str, file: &Path) -> Checked<Experiment> {
         models,
         recipes,
         calibrations,
-        seeds: seeds(&sweep, axes.seeds)?,
+        seeds: seeds(&sweep, axes.seeds, "[0]")?,
         exclude: exclude(&sweep)?,
         evaluations: evaluations(&top)?,
         expectations: Vec::new(),
         warnings,
     };
+    calibration::check_halves(&top, &experiment)?;
     for block in top.list_of_tables("expect", "expect")? {
         let expectation = expectation(&block, &experiment)?;
         experiment.expectations.push(expectation);
@@ -260,23 +261,11 @@ fn swept_recipes(
     Ok(recipes)
 }
 
-fn calibration(name: &str, block: &Block<'_>) -> Checked<Calibration> {
-    let wire::Calibration { corpus, samples, length, sampler, bos, repeat, allow_overlap } = block.read()?;
-    if samples == 0 {
-        return Err(block.fault_of_key("`samples` must be at least 1".into()));
-    }
-    if length < 2 {
-        return Err(block.fault_of_key(format!("`length` must be at least 2, not {length}")));
-    }
-    let corpus = match corpus.0.generated() {
-        Some(_) => corpus.0,
-        None => evaluation::known_corpus(block, corpus, &Generated::ALL)?,
-    };
-    let name = name.to_string();
-    Ok(Calibration { name, corpus, samples, length, sampler, bos, repeat, allow_overlap })
-}
-
-fn seeds(sweep: &Block<'_>, listed: Option<Spanned<Vec<Spanned<u64>>>>) -> Checked<Vec<u64>> {
+pub(super) fn seeds(
+    sweep: &Block<'_>,
+    listed: Option<Spanned<Vec<Spanned<u64>>>>,
+    otherwise: &str,
+) -> Checked<Vec<u64>> {
     let Some(listed) = listed else { return Ok(vec![0]) };
     let place = listed.span();
     let mut seeds = Vec::new();
@@ -287,7 +276,7 @@ fn seeds(sweep: &Block<'_>, listed: Option<Spanned<Vec<Spanned<u64>>>>) -> Check
         seeds.push(seed.into_inner());
     }
     if seeds.is_empty() {
-        return Err(sweep.fault(place, "`seeds` is empty; leave it out for [0]"));
+        return Err(sweep.fault(place, format!("`seeds` is empty; leave it out for {otherwise}")));
     }
     Ok(seeds)
 }

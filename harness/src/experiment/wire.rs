@@ -10,6 +10,7 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use toml::Spanned;
 
 use super::Sampler;
+use crate::data::half::Half;
 use crate::data::{BosPolicy, CorpusRef};
 use crate::evaluate::decode::Mode;
 use crate::evaluate::metrics::perplexity::Protocol;
@@ -77,6 +78,8 @@ pub(super) struct Calibration {
     pub repeat: bool,
     #[serde(default)]
     pub allow_overlap: bool,
+    pub seeds: Option<Spanned<Vec<Spanned<u64>>>>,
+    pub reference: Option<Spanned<String>>,
 }
 
 /// `[recipe.NAME]`
@@ -144,6 +147,7 @@ pub(super) struct Task {
     pub seed: Option<u64>,
     #[serde(default = "tokenizer")]
     pub bos: BosPolicy,
+    pub half: Option<Half>,
     pub limit: Option<usize>,
     pub length: Option<usize>,
 }
@@ -188,16 +192,43 @@ fn yes() -> bool {
     true
 }
 
-/// A corpus: its name, or `{ path = "…", field = "…" }`.
+/// A corpus: its name, or a table that names a text, a file, or the items of a task.
 #[derive(Debug)]
 pub(super) struct Corpus(pub CorpusRef);
 
-/// A corpus in a file
+/// A corpus as a table
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct CorpusFile {
-    path: PathBuf,
+struct CorpusTable {
+    path: Option<PathBuf>,
     field: Option<String>,
+    name: Option<String>,
+    task: Option<String>,
+    items: Option<PathBuf>,
+    half: Option<Half>,
+}
+
+impl CorpusTable {
+    /// What it names, or what is wrong with it.
+    fn corpus(self) -> Result<CorpusRef, &'static str> {
+        let Self { path, field, name, task, items, half } = self;
+        if field.is_some() && path.is_none() {
+            return Err("`field` belongs to `path`, a file of JSON lines");
+        }
+        if items.is_some() && task.is_none() {
+            return Err("`items` belongs to `task`");
+        }
+        let whole = match (path, name, task) {
+            (Some(path), None, None) => CorpusRef::File { path, field },
+            (None, Some(name), None) => CorpusRef::Named(name),
+            (None, None, Some(task)) => return Ok(CorpusRef::Task { task, half, items }),
+            _ => return Err("a corpus has one of `path`, `name` and `task`"),
+        };
+        Ok(match half {
+            Some(half) => CorpusRef::Half { whole: Box::new(whole), half },
+            None => whole,
+        })
+    }
 }
 
 impl<'de> Deserialize<'de> for Corpus {
@@ -213,8 +244,8 @@ impl<'de> Deserialize<'de> for Corpus {
                 Ok(Corpus(CorpusRef::Named(name.to_string())))
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Corpus, A::Error> {
-                let CorpusFile { path, field } = CorpusFile::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Corpus(CorpusRef::File { path, field }))
+                let table = CorpusTable::deserialize(MapAccessDeserializer::new(map))?;
+                table.corpus().map(Corpus).map_err(de::Error::custom)
             }
         }
         deserializer.deserialize_any(NameOrFile)
@@ -232,7 +263,7 @@ pub(super) fn keys() -> Vec<(String, Vec<&'static str>)> {
         ("`exclude`".to_string(), of::<Exclude>()),
         ("`[model.NAME]`".to_string(), of::<Model>()),
         ("`[calibration.NAME]`".to_string(), of::<Calibration>()),
-        ("a corpus in a file".to_string(), of::<CorpusFile>()),
+        ("a corpus as a table".to_string(), of::<CorpusTable>()),
         ("`[recipe.NAME]`".to_string(), of::<Recipe>()),
         ("`[[evaluate]]`, metric `perplexity`".to_string(), [&["metric"], &of::<Perplexity>()[..]].concat()),
         ("`[[evaluate]]`, metric `layer-error`".to_string(), [&["metric"], &of::<LayerError>()[..]].concat()),

@@ -17,7 +17,8 @@
 //! | [`perplexity`] | Δ log-perplexity and the ratio of perplexities |
 //! | [`divergence`] | KL divergence and agreement, token by token |
 //! | [`floor`] | is it more than rounding noise |
-//! | [`normal`] | the normal distribution |
+//! | [`variance`] | how much of a spread is between sets, and how much between seeds of one set |
+//! | [`normal`], [`quantile`] | the normal distribution; quantiles of χ² and F |
 //!
 //! `docs/statistics.md` says which to use when. Differences are always *reading − original*.
 
@@ -34,6 +35,8 @@ pub mod normal;
 pub mod perplexity;
 pub mod power;
 pub mod proportion;
+pub mod quantile;
+pub mod variance;
 
 /// Confidence of intervals in tables.
 pub const CONFIDENCE: f64 = 0.95;

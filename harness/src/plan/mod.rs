@@ -12,6 +12,7 @@ use crate::experiment::{Calibration, Evaluation, Experiment, Model, Planned, Rec
 use crate::record::canonical_hash;
 
 mod selection;
+pub mod sharing;
 
 pub use selection::{Globs, Selection, SelectionError};
 
@@ -94,7 +95,7 @@ fn product(experiment: &Experiment) -> Vec<Cell> {
         }
         for calibration in &experiment.calibrations {
             // The recipes of one seed stand together: they share the drawn samples and their statistics.
-            for &seed in &experiment.seeds {
+            for &seed in calibration.seeds.as_ref().unwrap_or(&experiment.seeds) {
                 calibrated().for_each(|recipe| add(recipe, Some(calibration), Some(seed)));
             }
         }
@@ -195,6 +196,8 @@ mod tests {
             bos: BosPolicy::None,
             repeat: true,
             allow_overlap: false,
+            seeds: None,
+            reference: None,
         };
         experiment.calibrations = (0..calibrations).map(calibration).collect();
         experiment.seeds = (0..seeds as u64).collect();

@@ -28,6 +28,9 @@ pub struct Execution {
     pub tokens: u64,
     /// Peak resident memory of the process so far, bytes.
     pub peak_memory: u64,
+    /// Of a cell, the ids of activation statistics that it read and that were at hand from a cell before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reused_statistics: Vec<String>,
 }
 
 /// An execution that has not ended yet.
@@ -58,6 +61,11 @@ impl Underway {
     pub fn add_forward(&mut self, seconds: f64, tokens: u64) {
         self.execution.forward_seconds += seconds;
         self.execution.tokens += tokens;
+    }
+
+    /// Notes statistics that were at hand already.
+    pub fn reuse_statistics(&mut self, ids: Vec<String>) {
+        self.execution.reused_statistics = ids;
     }
 
     /// Wall seconds so far.

@@ -17,6 +17,8 @@
 //!   tmp/<host>-<process>-<n>/                     what is not whole yet
 //! ```
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -173,6 +175,9 @@ pub struct Manifest {
     pub recipes: Vec<String>,
     /// See `models`.
     pub calibrations: Vec<String>,
+    /// By calibration set, the one to whose scores its own are normalised, where that is not the first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub calibration_references: BTreeMap<String, String>,
     /// Every planned cell.
     pub cells: Vec<ManifestCell>,
     /// Exclusions that took cells away, and warnings of the plan.

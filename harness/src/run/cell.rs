@@ -104,7 +104,7 @@ impl Sweep<'_> {
         &mut self,
         cell: &Cell,
         id: &str,
-        underway: Underway,
+        mut underway: Underway,
     ) -> Result<Result<Option<(Decoder, FakeQuant)>, Fault>, RunError> {
         let source = match &self.sources[&cell.model.label] {
             Ok(source) => source,
@@ -154,6 +154,14 @@ impl Sweep<'_> {
             Err(fault) => return Ok(Err(fault)),
         };
         let (fresh, read) = (calibrator.fresh, calibrator.read);
+        if let Some(set) = &set {
+            let is_fresh =
+                |of: &(Vec<Step>, Vec<u32>)| fresh.iter().any(|f| (&f.state, &f.prefix) == (&of.0, &of.1));
+            let reused = read.iter().filter(|of| !is_fresh(of));
+            underway.reuse_statistics(
+                reused.map(|(state, prefix)| id_of(source, set, prefix, &written(state))).collect(),
+            );
+        }
         let statistics = self.publish_statistics(source, set.as_deref(), fresh, read, &underway)?;
         if self.store.cell(id)?.is_none() {
             let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());

@@ -49,6 +49,14 @@ pub enum RunError {
         /// Why.
         source: crate::data::corpus::CorpusError,
     },
+    /// The items that a calibration set is made of cannot be had.
+    #[error("calibration `{calibration}`: {source}")]
+    CalibrationItems {
+        /// The set's name.
+        calibration: String,
+        /// Why.
+        source: Box<items::TaskError>,
+    },
     /// A calibration set cannot be drawn.
     #[error("{model}: {source}")]
     Draw {

@@ -316,6 +316,8 @@ pub fn subject(
         bos: request.bos.unwrap_or(usual),
         repeat: true,
         allow_overlap: false,
+        seeds: None,
+        reference: None,
     };
     observer.event(Event::Opened {
         model: label,

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use models::Checkpoint;
 use models::hub::{HubError, fetch_dataset_file};
 
-use crate::data::corpus::DataOptions;
+use crate::data::corpus::{DataOptions, Extent, Text};
+use crate::data::half::Half;
 use crate::evaluate::items::{self, Amount, ItemError, Items};
 use crate::evaluate::questions::{self, QuestionError, Questions};
+use crate::evaluate::tasks::{self, Task};
 use crate::experiment::{Evaluation, TaskEvaluation};
 use crate::plan::Plan;
 
@@ -48,6 +50,16 @@ pub enum TaskError {
         looked: Vec<String>,
         /// What the hub said.
         hub: Option<Box<HubError>>,
+    },
+    /// A half of the items in which there are none.
+    #[error("task `{task}`: {} holds no items of the {} half: name a file with more items", path.display(), half.as_str())]
+    NoHalf {
+        /// The task.
+        task: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The half.
+        half: Half,
     },
     /// Items in another form than the block says.
     #[error(
@@ -113,15 +125,20 @@ fn key(block: &TaskEvaluation) -> String {
 fn read(block: &TaskEvaluation, options: &DataOptions) -> Result<(Items, Vec<items::Item>), TaskError> {
     let task = block.task();
     let wrong = |source| TaskError::Items { task: block.name, source: Box::new(source) };
-    let path = find(block, options)?;
+    let (path, _) = find(task, block.items.as_ref(), options)?;
     // A file that the experiment names may be a part of the task; one found by the task's name has to be whole.
-    let amount = match (block.protocol.limit, &block.items) {
-        (Some(limit), None) => Amount::First(limit),
-        (_, Some(_)) => Amount::Subset,
-        (None, None) => Amount::Full,
+    let amount = match (block.protocol.limit, &block.items, block.protocol.half) {
+        (Some(limit), None, None) => Amount::First(limit),
+        (_, Some(_), _) => Amount::Subset,
+        (_, None, _) => Amount::Full,
     };
     let mut items = items::load(task, &path, amount).map_err(wrong)?;
-    if let (Some(limit), Some(_)) = (block.protocol.limit, &block.items) {
+    if let Some(half) = block.protocol.half {
+        items = items.half(half, block.protocol.limit);
+        if items.items.is_empty() {
+            return Err(TaskError::NoHalf { task: block.name, path, half });
+        }
+    } else if let (Some(limit), Some(_)) = (block.protocol.limit, &block.items) {
         items.items.truncate(limit);
     }
     if items.form != block.protocol.form {
@@ -141,25 +158,62 @@ fn beside(path: &PathBuf, options: &DataOptions) -> PathBuf {
     if path.is_relative() && beside.exists() { beside } else { path.clone() }
 }
 
-fn find(block: &TaskEvaluation, options: &DataOptions) -> Result<PathBuf, TaskError> {
-    if let Some(path) = &block.items {
-        return Ok(beside(path, options));
+/// The questions of a task with their right answers as a text, an item a document.
+///
+/// # Errors
+/// Where the items cannot be had, or the half has none.
+pub fn text(
+    name: &str,
+    half: Option<Half>,
+    items: Option<&PathBuf>,
+    options: &DataOptions,
+) -> Result<Text, TaskError> {
+    let task = tasks::find(name).expect("experiments name tasks of the registry");
+    let (path, origin) = find(task, items, options)?;
+    let amount = if items.is_some() { Amount::Subset } else { Amount::Full };
+    let wrong = |source| TaskError::Items { task: task.name(), source: Box::new(source) };
+    let all = items::load(task, &path, amount).map_err(wrong)?;
+    let extent = if all.full { Extent::Full } else { Extent::Excerpt };
+    let (kept, label) = match half {
+        Some(half) => (all.half(half, None), format!("{name}, {} half", half.as_str())),
+        None => (all, name.to_owned()),
+    };
+    if let (Some(half), true) = (half, kept.items.is_empty()) {
+        return Err(TaskError::NoHalf { task: task.name(), path, half });
+    }
+    let answered = kept.answered();
+    let label = format!("questions and answers of {label}");
+    Ok(Text::of_documents(label, answered.iter().map(String::as_str), origin, extent))
+}
+
+/// The file of a task's items, and its origin without the machine's own paths.
+fn find(
+    task: &'static dyn Task,
+    items: Option<&PathBuf>,
+    options: &DataOptions,
+) -> Result<(PathBuf, String), TaskError> {
+    let name = task.name();
+    if let Some(path) = items {
+        let name = path.file_name().map(Path::new);
+        let shown = name.filter(|_| path.is_absolute()).unwrap_or(path);
+        return Ok((beside(path, options), format!("file:{}", shown.display())));
     }
     let mut looked = Vec::new();
     if let Some(folder) = &options.data_dir {
         for extension in ["jsonl", "parquet", "raw"] {
-            let path = folder.join("tasks").join(format!("{}.{extension}", block.name));
+            let file = format!("tasks/{name}.{extension}");
+            let path = folder.join(&file);
             if path.is_file() {
-                return Ok(path);
+                return Ok((path, format!("data:{file}")));
             }
             looked.push(path.display().to_string());
         }
     }
-    let source = block.task().source();
+    let source = task.source();
     let file = format!("{}/{}/0000.parquet", source.configuration.unwrap_or("default"), source.split);
     looked.push(format!("{} ({file}) on the hub", source.repository));
     match fetch_dataset_file(source.repository, &file, PARQUET_REVISION, &options.hub, &mut |_, _, _| {}) {
-        Ok(path) => Ok(path),
-        Err(hub) => Err(TaskError::NotFound { task: block.name, looked, hub: Some(Box::new(hub)) }),
+        Ok(path) => Ok((path, format!("hub:{}/{file}", source.repository))),
+        Err(hub) => Err(TaskError::NotFound { task: name, looked, hub: Some(Box::new(hub)) }),
     }
 }

@@ -174,8 +174,7 @@ pub fn sweep(
     // Before the store: a folder with nothing in it would be left behind where a text is missing.
     let texts = texts::Texts::load(plan, &options.data)?;
     let items = items::TaskItems::load(plan, &options.data).map_err(|e| RunError::Task(Box::new(e)))?;
-    let calibrations = Calibrations::load(plan, &options.data)
-        .map_err(|(calibration, source)| RunError::CalibrationText { calibration, source })?;
+    let calibrations = Calibrations::load(plan, &options.data)?;
     let store = Store::open(&options.results)?;
     store.sweep_tmp()?;
     let mut sweep = Sweep {
@@ -300,10 +299,19 @@ impl Sweep<'_> {
             let drawn =
                 drawn.map_err(|e| RunError::Draw { model: cell.model.label.clone(), source: Box::new(e) })?;
             for evaluation in &cell.evaluations {
-                // An evaluation without windows fails by itself, and shares nothing.
-                let Evaluation::Perplexity(perplexity) = evaluation else { continue };
-                if let Ok(windows) = self.texts.windows(perplexity, &source.checkpoint) {
-                    overlap::check(&drawn, calibration, &evaluation.id(), &windows.windows)
+                // An evaluation without windows or questions fails by itself, and shares nothing.
+                let measured = match evaluation {
+                    Evaluation::Perplexity(perplexity) => {
+                        let windows = self.texts.windows(perplexity, &source.checkpoint);
+                        windows.map(|windows| windows.windows).ok()
+                    }
+                    Evaluation::Task(block) => {
+                        let asked = self.items.questions(block, &source.checkpoint, 0);
+                        asked.map(|asked| asked.token_ids()).ok()
+                    }
+                };
+                if let Some(measured) = measured {
+                    overlap::check(&drawn, calibration, &evaluation.id(), &measured)
                         .map_err(|e| RunError::Overlap(Box::new(e)))?;
                 }
             }
@@ -404,6 +412,11 @@ impl Sweep<'_> {
             models: experiment.models.iter().map(|model| model.label.clone()).collect(),
             recipes,
             calibrations: experiment.calibrations.iter().map(|c| c.name.clone()).collect(),
+            calibration_references: experiment
+                .calibrations
+                .iter()
+                .filter_map(|c| Some((c.name.clone(), c.reference.clone()?)))
+                .collect(),
             cells: whole.cells.iter().map(listed).collect(),
             notes: whole
                 .notes

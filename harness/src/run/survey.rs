@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 
-use crate::data::corpus::DataOptions;
+use crate::calibrate::set::CalibrationSet;
+use crate::data::corpus::{self, CorpusError, DataOptions};
 use crate::experiment::{ModelSource, Planned};
 use crate::plan::Plan;
 use crate::quantize::effective_bits;
 use crate::record::EffectiveBits;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
-use crate::run::{ModelOptions, source};
+use crate::run::{ModelOptions, RunError, TaskError, source};
 
 /// What is there of a plan.
 pub struct Survey {
@@ -22,6 +24,10 @@ pub struct Survey {
     /// One per cell of the plan, where its model is here: what the recipe says, before a calibration set has exempted
     /// anything.
     pub bits: Vec<Option<EffectiveBits>>,
+    /// The calibration sets that can be drawn here, by name and model, each with its first seed.
+    pub sets: Vec<(String, String, Rc<CalibrationSet>)>,
+    /// Why others cannot be drawn, each reason once. A text that would be fetched from the hub is none.
+    pub faults: Vec<RunError>,
 }
 
 /// What is known of a model without fetching it.
@@ -67,8 +73,10 @@ pub fn survey(
     data: &DataOptions,
     results: &Path,
 ) -> Result<Survey, StoreError> {
-    // What cannot be drawn here is said when the sweep starts.
-    let mut calibrations = Calibrations::load(plan, data).unwrap_or_default();
+    let (mut calibrations, missing) = Calibrations::load_what_is_there(plan, data);
+    let absent: Vec<String> = missing.iter().map(|(name, _)| name.clone()).collect();
+    let mut faults: Vec<RunError> = missing.into_iter().map(|(_, e)| e).filter(|e| !is_to_fetch(e)).collect();
+    let mut sets: Vec<(String, String, Rc<CalibrationSet>)> = Vec::new();
     let store = if results.is_dir() { Some(Store::open_read_only(results)?) } else { None };
     let on_disk = ModelOptions { offline: true, ..options.clone() };
     let mut sources = BTreeMap::new();
@@ -83,9 +91,30 @@ pub fn survey(
             sources.insert(label.clone(), source.ok());
         }
         let id = match &sources[label] {
-            Some(source) => match set_hash(&mut calibrations, cell, source) {
-                Ok(hash) => Some(source.cell_id(cell, hash.as_deref())),
-                Err(()) => None,
+            Some(source) => match &cell.calibration {
+                Some(calibration) if absent.contains(&calibration.name) => None,
+                Some(calibration) => {
+                    let seed = cell.seed.unwrap_or_default();
+                    match calibrations.set(calibration, &source.checkpoint, seed) {
+                        Ok(set) => {
+                            if !sets
+                                .iter()
+                                .any(|(name, model, _)| *name == calibration.name && model == label)
+                            {
+                                sets.push((calibration.name.clone(), label.clone(), set.clone()));
+                            }
+                            Some(source.cell_id(cell, Some(&set.hash)))
+                        }
+                        Err(e) => {
+                            let fault = RunError::Draw { model: label.clone(), source: Box::new(e) };
+                            if !faults.iter().any(|known| known.to_string() == fault.to_string()) {
+                                faults.push(fault);
+                            }
+                            None
+                        }
+                    }
+                }
+                None => Some(source.cell_id(cell, None)),
             },
             None => None,
         };
@@ -98,18 +127,18 @@ pub fn survey(
         let id = id.unwrap_or_else(|| cell.description_id());
         cells.push(state(cell, &id, store.as_ref(), known)?);
     }
-    Ok(Survey { models, cells, bits })
+    Ok(Survey { models, cells, bits, sets, faults })
 }
 
-/// The hash of a cell's drawn set; an error where it cannot be drawn here.
-fn set_hash(
-    calibrations: &mut Calibrations,
-    cell: &crate::plan::Cell,
-    source: &source::Source,
-) -> Result<Option<String>, ()> {
-    let Some(calibration) = &cell.calibration else { return Ok(None) };
-    let drawn = calibrations.set(calibration, &source.checkpoint, cell.seed.unwrap_or_default());
-    drawn.map(|set| Some(set.hash.clone())).map_err(|_| ())
+/// Whether a sweep with a network would have it.
+fn is_to_fetch(fault: &RunError) -> bool {
+    match fault {
+        RunError::CalibrationText { source: CorpusError::NotFound { name, .. }, .. } => {
+            corpus::find(name).is_ok_and(|(corpus, _)| corpus.on_hub.is_some())
+        }
+        RunError::CalibrationItems { source, .. } => matches!(**source, TaskError::NotFound { .. }),
+        _ => false,
+    }
 }
 
 fn describe(

@@ -3,6 +3,7 @@
 //! A file is read in one of the forms of [`Form`], told from its first item; the form is a part of what was measured,
 //! because the same item can be written in ways that are prompted differently (docs/tasks.md).
 
+mod content;
 mod fields;
 mod parquet;
 
@@ -292,12 +293,17 @@ fn assemble(
         });
     }
     let Some(form) = form else { return Err(ItemError::NoItems) };
+    let full = items.len() == task.items();
+    Ok(Items { full, hash: hash(&items), items, form })
+}
+
+/// blake3 of the items' hashes in order, hexadecimal.
+fn hash(items: &[Item]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for item in &items {
+    for item in items {
         hasher.update(item.document.as_bytes());
     }
-    let full = items.len() == task.items();
-    Ok(Items { full, items, form, hash: hasher.finalize().to_hex().to_string() })
+    hasher.finalize().to_hex().to_string()
 }
 
 /// The first form of the task whose fields the first item has.

@@ -21,6 +21,7 @@ pub mod wikitext_tokens;
 pub mod winogrande;
 
 use crate::data::BosPolicy;
+use crate::data::half::Half;
 use crate::evaluate::items::{Fault, Fields, Form, Prompt};
 use crate::evaluate::scoring::Metric;
 
@@ -155,6 +156,8 @@ pub struct Protocol {
     pub bos: BosPolicy,
     /// How the items are written.
     pub form: Form,
+    /// One half of the items; all of them where there is none.
+    pub half: Option<Half>,
     /// The first so many items of each part.
     pub limit: Option<usize>,
     /// The most inputs of a window, for tasks that score whole texts, whose number it moves.
@@ -180,6 +183,9 @@ impl Protocol {
             id += &format!("/length={length}");
         }
         id += &format!("/items={}", self.form.as_str());
+        if let Some(half) = self.half {
+            id += &format!("/half={}", half.as_str());
+        }
         if let Some(limit) = self.limit {
             id += &format!("/limit={limit}");
         }
@@ -254,6 +260,7 @@ mod tests {
             seed: 1234,
             bos: BosPolicy::Tokenizer,
             form: Form::Hub,
+            half: None,
             limit: None,
             length: None,
         };
@@ -267,6 +274,8 @@ mod tests {
             other.id(piqa, Metric::Acc),
             "piqa/lm-eval-0.4.13/v1.0/acc/shots=2/seed=7/bos=tokenizer/items=uniform/limit=9"
         );
+        let half = Protocol { half: Some(Half::Second), ..other };
+        assert!(half.id(piqa, Metric::Acc).ends_with("/items=uniform/half=second/limit=9"));
         // The first examples of a split need no seed.
         assert!(!other.id(find("mmlu").unwrap(), Metric::Acc).contains("seed"));
         let windows = Protocol { length: Some(2048), ..zero };

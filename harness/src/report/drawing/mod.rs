@@ -18,6 +18,7 @@ use super::ReportError;
 
 pub mod axis;
 pub mod bands;
+pub mod bars;
 pub mod canvas;
 pub mod glyphs;
 pub mod palette;

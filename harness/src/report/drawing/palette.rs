@@ -57,6 +57,16 @@ pub fn tone(share: f64) -> Colour {
     Colour(between(a.0, b.0), between(a.1, b.1), between(a.2, b.2))
 }
 
+/// A tone between white (0) and blue (−1) or orange (1), both of Okabe and Ito, which keep apart for the colour-blind. The
+/// sign is in the hue and the size in the lightness.
+pub fn signed_tone(share: f64) -> Colour {
+    let end = if share < 0.0 { SERIES[0] } else { SERIES[1] };
+    let share = share.abs().min(1.0);
+    let between = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * share).round() as u8;
+    let white = Colour::WHITE;
+    Colour(between(white.0, end.0), between(white.1, end.1), between(white.2, end.2))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +84,7 @@ mod tests {
         assert!(tones.windows(2).all(|pair| pair[0] > pair[1]), "{tones:?}");
         assert!(lightness(tone(0.0)) < lightness(Colour::WHITE) - 200);
         assert_eq!((tone(-1.0), tone(7.0)), (tone(0.0), tone(1.0)));
+        assert_eq!(signed_tone(0.0), Colour::WHITE);
+        assert_eq!((signed_tone(-2.0), signed_tone(1.0)), (SERIES[0], SERIES[1]));
     }
 }

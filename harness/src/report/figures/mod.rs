@@ -6,6 +6,10 @@ use crate::record::Contents;
 
 pub mod activation_maxima;
 pub mod alpha_sweep;
+pub mod calibration_effects;
+pub mod calibration_matrix;
+pub mod calibration_sensitivity;
+pub mod layer_profiles;
 pub mod outlier_histograms;
 pub mod perplexity;
 pub mod prefix_ablation;
@@ -37,6 +41,10 @@ pub trait Figure: Sync {
 pub const FIGURES: &[&dyn Figure] = &[
     &activation_maxima::ActivationMaxima,
     &alpha_sweep::AlphaSweep,
+    &calibration_effects::CalibrationEffects,
+    &calibration_matrix::CalibrationMatrix,
+    &calibration_sensitivity::CalibrationSensitivity,
+    &layer_profiles::LayerProfiles,
     &outlier_histograms::OutlierHistograms,
     &perplexity::Perplexity,
     &prefix_ablation::PrefixAblation,

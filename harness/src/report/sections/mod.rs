@@ -10,6 +10,7 @@ pub mod cures;
 pub mod expectations;
 pub mod metrics;
 pub mod partial;
+pub mod robustness;
 
 /// A kind of table of a report. It reads records; it never touches a file.
 pub trait Section: Sync {
@@ -27,6 +28,7 @@ pub const SECTIONS: &[&dyn Section] = &[
     &bits::Bits,
     &cures::Cures,
     &partial::Partial,
+    &robustness::Robustness,
     &beside::Beside,
     &expectations::Expectations,
 ];
