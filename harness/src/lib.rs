@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod evaluate;
 pub mod experiment;
 pub mod layerwise;
+pub mod matrix;
 pub mod names;
 pub mod paired;
 pub mod plan;

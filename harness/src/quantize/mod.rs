@@ -11,6 +11,7 @@
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`likelihood`] | the language model's loss, by which steps choose |
 //! | [`admissible`] | what a step may say: the checks that steps share |
+//! | [`solve`] | rounding weights by what they read: solvers, clip searches, the pass block by block |
 //! | [`steps`] | one file per step of a recipe |
 
 use std::rc::Rc;
@@ -32,6 +33,7 @@ pub mod fake_quant;
 pub mod grid;
 pub mod likelihood;
 pub mod rounding;
+pub mod solve;
 pub mod steps;
 
 /// A group of linears as the steps of a recipe pass over it.

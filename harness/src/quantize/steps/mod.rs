@@ -200,6 +200,7 @@ registry! {
     RotateCayley: "rotate" "cayley" => rotate::cayley::Cayley, "rotate/cayley.rs";
     RotateHadamard: "rotate" "hadamard" => rotate::hadamard::Hadamard, "rotate/hadamard.rs";
     RotateRandom: "rotate" "random" => rotate::random::Random, "rotate/random.rs";
+    SmoothAwq: "smooth" "awq" => smooth::awq::Awq, "smooth/awq.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
     Weights: "weights" => weights::Weights, "weights.rs";
