@@ -95,6 +95,8 @@ pub(super) struct Perplexity {
     #[serde(default = "tokenizer")]
     pub bos: BosPolicy,
     pub limit: Option<usize>,
+    #[serde(default)]
+    pub against_original: bool,
 }
 
 /// `[[evaluate]]` with a `task`, without the key `task`
