@@ -299,6 +299,17 @@ impl Checkpoint {
         all.finalize().to_hex().to_string()
     }
 
+    /// Significant bits of the type that most values are stored in, the hidden one included: 8 of bfloat16, 11 of
+    /// float16, 24 of float32.
+    pub fn significant_bits(&self) -> u32 {
+        let bytes_of = |dtype: Dtype| -> usize {
+            self.tensors.values().filter(|entry| entry.dtype == dtype).map(|entry| entry.length).sum()
+        };
+        let stored = [(Dtype::F32, 24, 4), (Dtype::F16, 11, 2), (Dtype::BF16, 8, 2)];
+        let most = stored.iter().max_by_key(|(dtype, _, bytes)| bytes_of(*dtype) / bytes);
+        most.map_or(24, |(_, bits, _)| *bits)
+    }
+
     /// Puts the decoder on a device, in f32.
     ///
     /// # Errors

@@ -1,16 +1,17 @@
 //! A decoder with a tap, as a language model.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use models::kernel::on_host;
-use models::{Decoder, Off, Tap, simd, token_tensor};
+use models::{Decoder, Group, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decode::{self, Mode};
 use crate::evaluate::scoring::Answer;
 use crate::evaluate::shared_scoring::{self, Sharing};
-use crate::evaluate::windows::Sequence;
+use crate::evaluate::windows::{Sequence, Window};
 use crate::evaluate::{EvaluateError, LanguageModel, Progress};
 
 /// Tokens that go through the blocks together.
@@ -18,6 +19,9 @@ pub(super) const TOKENS_PER_BATCH: usize = 1024;
 
 /// Logits held at once, in values: 128 MiB of f32, the largest binding that every Vulkan driver allows.
 pub(super) const LOGITS_AT_ONCE: usize = 32 << 20;
+
+/// Told of logits: which window, which of its targets, and one row `[targets, vocabulary]` for each.
+pub(super) type Visit<'a> = dyn FnMut(usize, Range<usize>, Tensor<2>) + 'a;
 
 /// A decoder and what happens at its sites.
 pub struct DecoderModel<'a> {
@@ -56,48 +60,89 @@ impl<'a> DecoderModel<'a> {
         self
     }
 
-    /// The same model, whose [log-likelihoods](LanguageModel::log_likelihoods) come of a pass over the window or of
-    /// decoding it. Tasks are scored in passes either way.
+    /// The same model, whose windows go through it in one pass, or are decoded. Tasks are scored in passes either way.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// ln p of a token right behind the prefix. No position of a prefix is ever rounded.
-    fn behind_prefix(&mut self, token: u32) -> f32 {
-        let last = self.decoder.prefix.as_ref().expect("only asked for behind a prefix").last.clone();
-        let logits = self.decoder.logits(last, &mut Off);
-        let vocabulary = logits.dims()[2];
-        target_log_likelihoods(logits.reshape([1, vocabulary]), &[token])[0]
-    }
-
-    /// As [`LanguageModel::log_likelihoods`], of sequences as they are fed.
-    fn score(&mut self, sequences: &[&[u32]]) -> Vec<Vec<f32>> {
-        let device = self.decoder.device();
-        let length = sequences.first().map_or(0, |s| s.len());
-        if self.mode == Mode::Decode {
-            self.tokens += (length.saturating_sub(1) * sequences.len()) as u64;
-            return decode::log_likelihoods(self.decoder, self.tap, sequences);
+    /// Shows the logits of every target, slice by slice and window by window; the windows feed equally many tokens.
+    /// Where a prefix takes BOS's place, the first target is predicted from it: no position of a prefix is ever rounded.
+    pub(super) fn each_logits(&mut self, windows: &[&Window], visit: &mut Visit) {
+        let dropped = windows.iter().filter(|w| self.decoder.stands_for_first(self.start, &w.fed)).count();
+        if dropped > 0 && dropped < windows.len() {
+            // Only the first window of a stream begins with the tokenizer's own BOS.
+            for (index, window) in windows.iter().enumerate() {
+                self.each_logits(&[window], &mut |_, targets, logits| visit(index, targets, logits));
+            }
+            return;
         }
-        let hidden = self.decoder.hidden(token_tensor(sequences, &device), self.tap);
-        let width = hidden.dims()[2];
-        let scored = length.saturating_sub(1);
-        let mut result = Vec::with_capacity(sequences.len());
-        let rows = (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1);
-        for (index, sequence) in sequences.iter().enumerate() {
-            let mut scores = Vec::with_capacity(scored);
-            for from in (0..scored).step_by(rows) {
-                let count = rows.min(scored - from);
-                let slice = hidden.clone().slice([index..index + 1, from..from + count, 0..width]);
+        let dropped = usize::from(dropped > 0);
+        let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[dropped..]).collect();
+        let hidden = self.hidden(&fed);
+        let rows = match self.mode {
+            Mode::Dense => (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1),
+            // A decoder has no other token's row at hand when the head's input is rounded.
+            Mode::Decode => 1,
+        };
+        for (index, window) in windows.iter().enumerate() {
+            let behind = usize::from(dropped == 1 && window.from == 0).min(window.targets.len());
+            if behind == 1 {
+                let last = self.decoder.prefix.as_ref().expect("dropped only behind a prefix").last.clone();
+                let logits = self.decoder.logits(last, &mut Off);
+                let vocabulary = logits.dims()[2];
+                visit(index, 0..1, logits.reshape([1, vocabulary]));
+            }
+            let Some(hidden) = &hidden else { continue };
+            let width = hidden.dims()[2];
+            for from in (behind..window.targets.len()).step_by(rows) {
+                let until = window.targets.len().min(from + rows);
+                let place = window.from + from - dropped;
+                let slice = hidden.clone().slice([index..index + 1, place..place + until - from, 0..width]);
                 let logits = self.decoder.logits(slice, self.tap);
                 let vocabulary = logits.dims()[2];
-                let logits = logits.reshape([count, vocabulary]);
-                scores.extend(target_log_likelihoods(logits, &sequence[from + 1..from + 1 + count]));
+                visit(index, from..until, logits.reshape([until - from, vocabulary]));
             }
-            result.push(scores);
         }
-        self.tokens += (length * sequences.len()) as u64;
-        result
+    }
+
+    /// Hidden states after the final norm, `[windows, tokens, hidden]`; none where nothing is fed.
+    fn hidden(&mut self, fed: &[&[u32]]) -> Option<Tensor<3>> {
+        let length = fed.first().map_or(0, |tokens| tokens.len());
+        self.tokens += (length * fed.len()) as u64;
+        let device = self.decoder.device();
+        (length > 0).then(|| match self.mode {
+            Mode::Dense => self.decoder.hidden(token_tensor(fed, &device), self.tap),
+            Mode::Decode => decode::hidden(self.decoder, self.tap, fed),
+        })
+    }
+
+    /// The hidden states that predict the targets of windows that feed equally many tokens, one tensor a window.
+    ///
+    /// # Shapes
+    /// `[targets, hidden]`
+    ///
+    /// # Panics
+    /// Behind a prefix, whose own state predicts the first token.
+    pub fn states(&mut self, windows: &[&Window]) -> Vec<Tensor<2>> {
+        assert!(self.decoder.prefix.is_none(), "the states of a model without a prefix are asked for");
+        let begun = Instant::now();
+        let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[..]).collect();
+        let Some(hidden) = self.hidden(&fed) else { return Vec::new() };
+        let width = hidden.dims()[2];
+        let of = |(index, window): (usize, &&Window)| {
+            let places = window.from..window.from + window.targets.len();
+            let states = hidden.clone().slice([index..index + 1, places, 0..width]);
+            states.reshape([window.targets.len(), width])
+        };
+        let states = windows.iter().enumerate().map(of).collect();
+        self.forward += begun.elapsed();
+        states
+    }
+
+    /// The output head, with the weights it has now.
+    pub fn head(&self) -> Group {
+        self.decoder.head.clone()
     }
 
     /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.
@@ -107,8 +152,13 @@ impl<'a> DecoderModel<'a> {
         let heads = a.attention.heads * a.attention.head_dim;
         let live = 4 * a.hidden + 4 * heads + 3 * a.mlp.intermediate;
         let scores = a.attention.heads * length.min(512) * length.min(512);
-        let logits = (length * a.vocabulary).min(LOGITS_AT_ONCE.max(a.vocabulary));
-        4 * (tokens * live + scores + logits) as u64
+        4 * (tokens * live + scores) as u64 + Self::logits_bytes(a, length)
+    }
+
+    /// Bytes of a slice of logits.
+    pub fn logits_bytes(architecture: &models::architecture::Architecture, length: usize) -> u64 {
+        let vocabulary = architecture.vocabulary;
+        4 * (length * vocabulary).min(LOGITS_AT_ONCE.max(vocabulary)) as u64
     }
 }
 
@@ -117,31 +167,14 @@ fn batch_of(length: usize) -> usize {
 }
 
 impl LanguageModel for DecoderModel<'_> {
-    fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
+    fn scores(&mut self, windows: &[&Window]) -> Result<Vec<Vec<f32>>, EvaluateError> {
         let begun = Instant::now();
-        let dropped =
-            sequences.iter().filter(|sequence| self.decoder.stands_for_first(self.start, sequence)).count();
-        let result = if dropped == 0 {
-            self.score(sequences)
-        } else if dropped < sequences.len() {
-            // Only the first window of a stream begins with the tokenizer's own BOS.
-            let mut result = Vec::with_capacity(sequences.len());
-            for sequence in sequences {
-                result.extend(self.log_likelihoods(&[sequence])?);
-            }
-            return Ok(result);
-        } else {
-            let fed: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence[1..]).collect();
-            let mut result = self.score(&fed);
-            for (scores, fed) in result.iter_mut().zip(&fed) {
-                if let Some(&first) = fed.first() {
-                    scores.insert(0, self.behind_prefix(first));
-                }
-            }
-            result
-        };
+        let mut scores = vec![Vec::new(); windows.len()];
+        self.each_logits(windows, &mut |index, targets, logits| {
+            scores[index].extend(target_log_likelihoods(logits, &windows[index].targets[targets]));
+        });
         self.forward += begun.elapsed();
-        Ok(result)
+        Ok(scores)
     }
 
     fn batch(&self, length: usize) -> usize {

@@ -2,10 +2,12 @@
 //!
 //! Nothing here can tell a quantized model from an original: both are a [`LanguageModel`].
 
+pub mod against;
 pub mod decode;
 pub mod decoder_model;
 pub mod items;
 pub mod metrics;
+pub mod noise;
 pub mod python;
 pub mod questions;
 pub mod requests;
@@ -17,15 +19,25 @@ pub mod windows;
 use serde_json::{Map, Value};
 
 use crate::evaluate::scoring::Answer;
-use crate::evaluate::windows::Sequence;
+use crate::evaluate::windows::{Sequence, Window};
 
 /// What every metric and task is built on.
 pub trait LanguageModel {
-    /// ln p(tokens[i] | tokens[..i]) for i in 1..tokens.len(), for each of several sequences of one length.
+    /// ln p of every target, given all that is fed up to its place, for each of several windows that feed equally many
+    /// tokens.
     ///
     /// # Errors
     /// A failing device, or [`EvaluateError::Interrupted`].
-    fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError>;
+    fn scores(&mut self, windows: &[&Window]) -> Result<Vec<Vec<f32>>, EvaluateError>;
+
+    /// ln p(tokens[i] | tokens[..i]) for i in 1..tokens.len(), for each of several sequences of one length.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::scores`].
+    fn log_likelihoods(&mut self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvaluateError> {
+        let windows: Vec<Window> = sequences.iter().map(|tokens| Window::whole(tokens, 0)).collect();
+        self.scores(&windows.iter().collect::<Vec<_>>())
+    }
 
     /// Sequences of this length to hand over at once.
     fn batch(&self, length: usize) -> usize;
@@ -48,6 +60,14 @@ pub enum EvaluateError {
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// The original's hidden states found no place.
+    #[error(
+        "the original's hidden states cannot be kept in a temporary file: {message}; free space there, or set TMPDIR"
+    )]
+    States {
+        /// What the system said.
+        message: String,
+    },
     /// Values that are no numbers.
     #[error("the model's log-likelihoods are not finite ({count} of {total}, first in window {window})")]
     NotFinite {

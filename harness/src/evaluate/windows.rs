@@ -24,6 +24,53 @@ impl Sequence {
     }
 }
 
+/// A piece of a text as a perplexity protocol feeds and scores it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// What goes through the model.
+    pub fed: Vec<u32>,
+    /// The place in `fed` whose logits predict the first target.
+    pub from: usize,
+    /// What is predicted, one token a place from there on.
+    pub targets: Vec<u32>,
+    /// The independent unit it belongs to: itself, or its document.
+    pub unit: usize,
+}
+
+impl Window {
+    /// Every token but the first is predicted. The last is fed, too, although nothing is predicted from it: published
+    /// codes feed whole windows, and with one scale per sequence it matters.
+    pub fn whole(tokens: &[u32], unit: usize) -> Self {
+        Self { fed: tokens.to_vec(), from: 0, targets: tokens.get(1..).unwrap_or_default().to_vec(), unit }
+    }
+
+    /// A sequence of which all tokens are fed.
+    pub fn all_fed(sequence: &Sequence, unit: usize) -> Self {
+        let targets = sequence.targets().to_vec();
+        Self { fed: sequence.tokens.clone(), from: sequence.scored.start - 1, targets, unit }
+    }
+
+    /// A sequence of which only the inputs are fed.
+    pub fn inputs_fed(sequence: &Sequence, unit: usize) -> Self {
+        Self { fed: sequence.inputs().to_vec(), ..Self::all_fed(sequence, unit) }
+    }
+}
+
+/// Places of windows that go through a model together: neighbours that feed equally many tokens, at most `most(tokens)`.
+pub fn batches(windows: &[Window], most: &dyn Fn(usize) -> usize) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    for (place, window) in windows.iter().enumerate() {
+        let length = window.fed.len();
+        match batches.last_mut() {
+            Some(batch) if windows[batch.start].fed.len() == length && batch.len() < most(length).max(1) => {
+                batch.end = place + 1;
+            }
+            _ => batches.push(place..place + 1),
+        }
+    }
+    batches
+}
+
 /// Why a stream cannot be cut.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WindowsError {

@@ -7,6 +7,7 @@ use super::source::{Block, Fault};
 use super::wire;
 use crate::data::generated::Generated;
 use crate::data::{BosPolicy, CorpusRef, corpus};
+use crate::evaluate::against;
 use crate::evaluate::items::Form;
 use crate::evaluate::metrics::perplexity::{self, Perplexity};
 use crate::evaluate::requests::shots;
@@ -68,15 +69,26 @@ impl TaskEvaluation {
 const LONGEST_ITEM: usize = 512;
 
 impl Evaluation {
-    /// Every measurement that it makes, in order.
+    /// Every measurement that it makes of a recipe, in order.
     pub fn planned(&self) -> Vec<Planned> {
+        self.planned_of(false)
+    }
+
+    /// Every measurement that it makes of the original, or of a recipe, in order. Where recipes are compared with the
+    /// original, the original has the noise floor in place of a comparison with itself.
+    pub fn planned_of(&self, original: bool) -> Vec<Planned> {
         match self {
             Evaluation::LayerError(block) => Transform::ALL
                 .into_iter()
                 .map(|transform| Planned { metric: block.id(transform), version: layerwise::VERSION })
                 .collect(),
             Evaluation::Perplexity(perplexity) => {
-                vec![Planned { metric: perplexity.id(), version: perplexity::VERSION }]
+                let mut planned = vec![Planned { metric: perplexity.id(), version: perplexity::VERSION }];
+                if perplexity.against_original {
+                    let compared = against::ids(&perplexity.id(), original).into_iter();
+                    planned.extend(compared.map(|metric| Planned { metric, version: against::VERSION }));
+                }
+                planned
             }
             Evaluation::Task(task) => questions::metrics(task.task())
                 .into_iter()
@@ -108,7 +120,11 @@ impl Evaluation {
     pub fn length(&self) -> usize {
         match self {
             Evaluation::LayerError(block) => block.longest(),
-            Evaluation::Perplexity(perplexity) => perplexity.length,
+            Evaluation::Perplexity(perplexity) => {
+                let bos = perplexity.protocol == perplexity::Protocol::Document
+                    && perplexity.bos == BosPolicy::Every;
+                perplexity.length + usize::from(bos)
+            }
             Evaluation::Task(task) => task.protocol.length.unwrap_or(LONGEST_ITEM),
         }
     }
@@ -120,7 +136,15 @@ impl Evaluation {
             // Originals have no prefix.
             Evaluation::LayerError(_) => 2,
             Evaluation::Perplexity(perplexity) => {
-                perplexity.length - usize::from(perplexity.bos == BosPolicy::Every)
+                match (perplexity.protocol, perplexity.bos) {
+                    // BOS stands before the document's windows and is not counted.
+                    (perplexity::Protocol::Document, _) | (_, BosPolicy::None | BosPolicy::Tokenizer) => {
+                        perplexity.length
+                    }
+                    (perplexity::Protocol::Gptq | perplexity::Protocol::LlamaCpp, BosPolicy::Every) => {
+                        perplexity.length - 1
+                    }
+                }
             }
             Evaluation::Task(_) => 2,
         }
@@ -153,9 +177,12 @@ impl Evaluation {
     pub fn extent(&self) -> Option<String> {
         match self {
             Evaluation::LayerError(block) => Some(format!("{} tokens", block.samples * block.length)),
-            Evaluation::Perplexity(perplexity) => {
-                perplexity.limit.map(|limit| format!("{} tokens", limit * perplexity.length))
-            }
+            Evaluation::Perplexity(perplexity) => perplexity.limit.map(|limit| match perplexity.protocol {
+                perplexity::Protocol::Document => format!("{limit} documents"),
+                perplexity::Protocol::Gptq | perplexity::Protocol::LlamaCpp => {
+                    format!("{} tokens", limit * perplexity.length)
+                }
+            }),
             Evaluation::Task(task) => Some(match task.protocol.limit {
                 Some(limit) if task.task().groups().is_empty() => format!("{limit} items"),
                 Some(limit) => format!("{limit} items of each part"),
@@ -257,7 +284,13 @@ fn read_task(block: &Block<'_>, name: &str, place: Range<usize>) -> Result<TaskE
 }
 
 fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
-    let wire::Perplexity { protocol, corpus, length, bos, limit, mode } = block.read()?;
+    let wire::Perplexity { protocol, corpus, length, bos, limit, mode, against_original } = block.read()?;
+    if protocol == perplexity::Protocol::LlamaCpp && length < 3 {
+        let message = format!(
+            "`length` must be at least 3 under llama.cpp's protocol, which scores the second half, not {length}"
+        );
+        return Err(block.fault_of_key(message));
+    }
     if length < 2 {
         let message =
             format!("`length` must be at least 2, one token to see and one to predict, not {length}");
@@ -279,7 +312,7 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
         ));
     }
     let corpus = known_corpus(block, corpus, &[])?;
-    Ok(Perplexity { protocol, corpus, length, bos, limit, mode })
+    Ok(Perplexity { protocol, corpus, length, bos, limit, mode, against_original })
 }
 
 fn read_layer_error(block: &Block<'_>) -> Result<LayerError, Box<Fault>> {

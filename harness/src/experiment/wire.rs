@@ -14,7 +14,7 @@ use crate::data::half::Half;
 use crate::data::{BosPolicy, CorpusRef};
 use crate::evaluate::decode::Mode;
 use crate::evaluate::metrics::perplexity::Protocol;
-use crate::layerwise::Mode;
+use crate::layerwise;
 use crate::quantize::steps::{self, Step};
 
 /// The top of the file. Blocks within it are read one by one, so that each can be named in a fault.
@@ -102,13 +102,15 @@ pub(super) struct Perplexity {
     pub limit: Option<usize>,
     #[serde(default)]
     pub mode: Mode,
+    #[serde(default)]
+    pub against_original: bool,
 }
 
 /// `[[evaluate]]` with `metric = "layer-error"`, without the key `metric`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct LayerError {
-    pub mode: Mode,
+    pub mode: layerwise::Mode,
     pub corpus: Corpus,
     #[serde(default = "paper_length")]
     pub length: usize,

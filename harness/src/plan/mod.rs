@@ -134,7 +134,8 @@ impl Cell {
 
     /// Every measurement that is made of it.
     pub fn planned(&self) -> Vec<Planned> {
-        self.evaluations.iter().flat_map(Evaluation::planned).collect()
+        let original = self.recipe.is_original();
+        self.evaluations.iter().flat_map(|evaluation| evaluation.planned_of(original)).collect()
     }
 
     /// The cell's names.

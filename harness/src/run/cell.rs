@@ -5,19 +5,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use models::Decoder;
+use models::{Decoder, Tap};
 use serde_json::{Map, Value};
 
 use crate::calibrate::recorded::recorded;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
-use crate::evaluate::decode::Mode;
 use crate::evaluate::decoder_model::DecoderModel;
-use crate::evaluate::metrics::perplexity;
+use crate::evaluate::metrics::perplexity::{self, Perplexity};
+use crate::evaluate::noise::RoundingNoise;
 use crate::evaluate::questions::{self, Questions};
 use crate::evaluate::shared_scoring::Sharing;
-use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
-use crate::experiment::{Evaluation, TaskEvaluation};
+use crate::evaluate::windows::Window;
+use crate::evaluate::{EvaluateError, Measured, Progress, against};
+use crate::experiment::{Evaluation, Planned, TaskEvaluation};
 use crate::plan::Cell;
 use crate::quantize::steps::Step;
 use crate::quantize::{self, StepError, effective_bits, fake_quant::FakeQuant};
@@ -25,13 +26,16 @@ use crate::record::execution::Underway;
 use crate::record::items::ItemRow;
 use crate::record::measurement_key;
 use crate::record::statistics::{PrefixTokens, StatisticsResult, StatisticsRows, statistics_id};
+use crate::record::store::{Store, StoreError};
 use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
 use crate::run::calibrator::{CellCalibrator, Fresh};
+use crate::run::originals::Originals;
 use crate::run::source::SourceError;
 use crate::run::texts::Windows;
 use crate::run::{Event, RunError, Sweep, source};
 
 /// What went wrong with a cell, before it is written down.
+#[derive(Clone)]
 pub(super) struct Fault {
     stage: &'static str,
     pub(super) message: String,
@@ -46,32 +50,18 @@ impl Fault {
 
 /// An evaluation, ready for a model.
 enum Prepared<'a> {
-    Windows(Windows),
+    Windows(&'a Perplexity, Windows),
     Questions(&'a TaskEvaluation, Rc<Questions>),
 }
 
-impl Prepared<'_> {
-    /// The values in the order of [`Evaluation::planned`], and a task's rows.
-    fn measure(
-        &self,
-        model: &mut dyn LanguageModel,
-        progress: &mut Progress,
-    ) -> Result<(Vec<Measured>, Vec<ItemRow>), EvaluateError> {
-        match self {
-            Prepared::Windows(windows) => {
-                Ok((vec![perplexity::measure(model, &windows.windows, progress)?], Vec::new()))
-            }
-            Prepared::Questions(block, asked) => {
-                let answered = questions::measure(model, block.task(), asked, progress)?;
-                Ok((answered.values.into_iter().map(|(_, measured)| measured).collect(), answered.rows))
-            }
-        }
-    }
+/// Values in the order of [`Evaluation::planned_of`], none where nobody asked, and a task's rows.
+type Values = (Vec<Option<Measured>>, Vec<ItemRow>);
 
+impl Prepared<'_> {
     /// What all of its measurements report.
     fn detail(&self) -> Map<String, Value> {
         match self {
-            Prepared::Windows(windows) => windows.detail.clone(),
+            Prepared::Windows(_, windows) => windows.detail.clone(),
             Prepared::Questions(_, questions) => questions.detail.clone(),
         }
     }
@@ -81,6 +71,16 @@ impl Sweep<'_> {
     /// Makes the cell's model and measures what is missing. A fault is recorded; only a broken store is an error.
     pub(super) fn compute(&mut self, cell: &Cell, id: &str, missing: &[usize]) -> Result<(), RunError> {
         let underway = Execution::begin(&self.options.device.name);
+        if !cell.recipe.is_original() {
+            match self.keep_originals(cell, id, missing)? {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.summary.interrupted = true;
+                    return Ok(());
+                }
+                Err(fault) => return self.fail(cell, id, None, fault, underway),
+            }
+        }
         let (mut decoder, mut tap) = match self.make(cell, id, underway.clone())? {
             Ok(Some(made)) => made,
             Ok(None) => {
@@ -97,6 +97,66 @@ impl Sweep<'_> {
             self.evaluate(cell, id, &cell.evaluations[position], &mut decoder, &mut tap)?;
         }
         Ok(())
+    }
+
+    /// Runs the original over what a recipe is to be compared on, where this session has not done so: before the recipe's
+    /// model is made, so that two never stand in memory together. False where the user stopped it.
+    fn keep_originals(
+        &mut self,
+        cell: &Cell,
+        id: &str,
+        missing: &[usize],
+    ) -> Result<Result<bool, Fault>, RunError> {
+        let Ok(source) = &self.sources[&cell.model.label] else { return Ok(Ok(true)) };
+        let label = &cell.model.label;
+        let mut decoder = None;
+        for evaluation in missing.iter().map(|&position| &cell.evaluations[position]) {
+            let Evaluation::Perplexity(perplexity) = evaluation else { continue };
+            let wanted = wanted(self.store, id, &evaluation.planned_of(false))?;
+            if !wanted[1..].contains(&true) || self.originals.has(label, &evaluation.id()) {
+                continue;
+            }
+            // Windows that cannot be cut are the evaluation's own failure.
+            let Ok(windows) = self.texts.windows(perplexity, &source.checkpoint) else { continue };
+            if decoder.is_none() {
+                let loaded = catching(self.options.device, "load", || {
+                    let loaded =
+                        source.checkpoint.load(&self.options.device.device).map_err(SourceError::from);
+                    loaded.map_err(|e| Fault::new("load", &e, e.cure()))
+                });
+                match loaded {
+                    Ok(loaded) => decoder = Some(loaded),
+                    Err(fault) => return Ok(Err(fault)),
+                }
+            }
+            let Some(decoder) = &mut decoder else { continue };
+            let tokenizer = source.checkpoint.tokenizer();
+            let start = window_start(tokenizer.bos(), tokenizer.eos());
+            let (observer, interrupt, originals) = (&mut *self.observer, self.interrupt, &mut self.originals);
+            let kept = catching(self.options.device, "evaluate", || {
+                let named = (label.as_str(), evaluation.id());
+                let kept = originals.keep(
+                    (named.0, &named.1),
+                    &windows.windows,
+                    decoder,
+                    start,
+                    &mut |done, total| {
+                        observer.event(Event::Progress { done, total });
+                        !interrupt.requested()
+                    },
+                );
+                match kept {
+                    Ok(()) => Ok(true),
+                    Err(EvaluateError::Interrupted) => Ok(false),
+                    Err(e) => Err(Fault::new("evaluate", e, "mend it, then run with --retry-failed")),
+                }
+            });
+            match kept {
+                Ok(true) => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Ok(true))
     }
 
     /// Loads the checkpoint, applies the recipe, and publishes the cell. Nothing where the user stopped it.
@@ -210,12 +270,15 @@ impl Sweep<'_> {
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
+        let planned = evaluation.planned_of(cell.recipe.is_original());
+        let wanted = wanted(self.store, id, &planned)?;
         let prepared = match evaluation {
             Evaluation::LayerError(block) => return self.layer_errors(cell, id, block, decoder),
             Evaluation::Perplexity(perplexity) => {
                 let windows = self.texts.windows(perplexity, &source.checkpoint);
                 let cure = "change the evaluation's corpus, length or bos";
-                windows.map(Prepared::Windows).map_err(|e| Fault::new("evaluate", e, cure))
+                let prepared = windows.map(|windows| Prepared::Windows(perplexity, windows));
+                prepared.map_err(|e| Fault::new("evaluate", e, cure))
             }
             Evaluation::Task(block) => {
                 let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
@@ -227,25 +290,42 @@ impl Sweep<'_> {
         };
         let prepared = match prepared {
             Ok(prepared) => prepared,
-            Err(fault) => return self.fail(cell, id, Some(&evaluation.id()), fault, underway),
+            Err(fault) => return self.fail_wanted(cell, id, (&planned, &wanted), fault, underway),
         };
         let tokenizer = source.checkpoint.tokenizer();
         let start = window_start(tokenizer.bos(), tokenizer.eos());
-        let sharing = if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
-        let mode = match evaluation {
-            Evaluation::Perplexity(perplexity) => perplexity.mode,
-            Evaluation::Task(_) => Mode::Dense,
-        };
         let interrupt = self.interrupt;
-        let observer = &mut *self.observer;
+        let (observer, originals) = (&mut *self.observer, &mut self.originals);
         let mut interrupted = false;
         let measured = catching(self.options.device, "evaluate", || {
-            let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing).mode(mode);
-            let measured = prepared.measure(&mut model, &mut |done, total| {
+            let mut progress = |done, total| {
                 observer.event(Event::Progress { done, total });
                 !interrupt.requested()
-            });
-            underway.add_forward(model.forward.as_secs_f64(), model.tokens);
+            };
+            let measured = match &prepared {
+                Prepared::Windows(perplexity, windows) => {
+                    let compared = Windowed {
+                        cell,
+                        perplexity,
+                        windows: &windows.windows,
+                        wanted: &wanted,
+                        start,
+                        noise: source.checkpoint.significant_bits(),
+                    };
+                    let values = compared.measure(decoder, tap, originals, &mut underway, &mut progress);
+                    values.map(|values| (values, Vec::new()))
+                }
+                Prepared::Questions(block, asked) => {
+                    let sharing =
+                        if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
+                    let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
+                    let answered = questions::measure(&mut model, block.task(), asked, &mut progress);
+                    underway.add_forward(model.forward.as_secs_f64(), model.tokens);
+                    answered.map(|answered| {
+                        (answered.values.into_iter().map(|(_, value)| Some(value)).collect(), answered.rows)
+                    })
+                }
+            };
             match measured {
                 Ok(measured) => Ok(Some(measured)),
                 Err(EvaluateError::Interrupted) => {
@@ -263,12 +343,12 @@ impl Sweep<'_> {
             self.summary.interrupted = true;
             return Ok(());
         }
-        let (values, rows) = match measured {
+        let (values, rows): Values = match measured {
             Ok(Some(measured)) => measured,
             Ok(None) => return Ok(()),
             Err(fault) => {
                 let message = fault.message.clone();
-                self.fail(cell, id, Some(&evaluation.id()), fault, underway)?;
+                self.fail_wanted(cell, id, (&planned, &wanted), fault, underway)?;
                 return self.options.device.still_works().map_err(|e| RunError::Device {
                     device: self.options.device.name.clone(),
                     message: format!("{message}; {e}"),
@@ -284,7 +364,9 @@ impl Sweep<'_> {
             shared.insert("items-file".into(), measurement_key(&evaluation.id(), questions::VERSION).into());
             shared.insert("items-file-hash".into(), hash.into());
         }
-        for (planned, measured) in evaluation.planned().into_iter().zip(values) {
+        for ((planned, measured), wanted) in planned.into_iter().zip(values).zip(wanted) {
+            // What is there stays as it was measured, perhaps on another machine.
+            let Some(measured) = measured.filter(|_| wanted) else { continue };
             let mut detail = shared.clone();
             detail.extend(measured.detail);
             let result = MeasurementResult {
@@ -301,6 +383,21 @@ impl Sweep<'_> {
             self.store.clear_failure(id, Some(&result.metric))?;
             self.summary.measured += 1;
             self.measured(cell, &result, false, seconds);
+        }
+        Ok(())
+    }
+
+    /// Writes a fault down for every value that was to be measured, so that none is tried again without being asked.
+    fn fail_wanted(
+        &mut self,
+        cell: &Cell,
+        id: &str,
+        (planned, wanted): (&[Planned], &[bool]),
+        fault: Fault,
+        underway: Underway,
+    ) -> Result<(), RunError> {
+        for (planned, _) in planned.iter().zip(wanted).filter(|(_, wanted)| **wanted) {
+            self.fail(cell, id, Some(&planned.metric), fault.clone(), underway.clone())?;
         }
         Ok(())
     }
@@ -327,6 +424,73 @@ impl Sweep<'_> {
         self.summary.failed += 1;
         self.observer.event(Event::Failed { cell, failure: &failure, earlier: false });
         Ok(())
+    }
+}
+
+/// Which of the planned values are not in the store.
+fn wanted(store: &Store, id: &str, planned: &[Planned]) -> Result<Vec<bool>, StoreError> {
+    let there = |planned: &Planned| store.measurement(id, &planned.metric, planned.version);
+    planned.iter().map(|planned| Ok(there(planned)?.is_none())).collect()
+}
+
+/// A perplexity evaluation of one cell, ready for its model.
+struct Windowed<'a> {
+    cell: &'a Cell,
+    perplexity: &'a Perplexity,
+    windows: &'a [Window],
+    /// By [`Evaluation::planned_of`].
+    wanted: &'a [bool],
+    start: Option<u32>,
+    /// Significant bits of the checkpoint's own precision.
+    noise: u32,
+}
+
+impl Windowed<'_> {
+    fn measure(
+        &self,
+        decoder: &mut Decoder,
+        tap: &mut FakeQuant,
+        originals: &mut Originals,
+        underway: &mut Underway,
+        progress: &mut Progress,
+    ) -> Result<Vec<Option<Measured>>, EvaluateError> {
+        let mut values = vec![None; self.wanted.len()];
+        let (protocol, id) = (self.perplexity.protocol, self.perplexity.id());
+        let compares = self.wanted[1..].contains(&true);
+        let original = self.cell.recipe.is_original();
+        if self.wanted[0] && (original || !compares) {
+            let mut model = DecoderModel::new(decoder, tap, self.start).mode(self.perplexity.mode);
+            let measured = perplexity::measure_windows(&mut model, protocol, self.windows, progress);
+            underway.add_forward(model.forward.as_secs_f64(), model.tokens);
+            values[0] = Some(measured?);
+        }
+        if !compares {
+            return Ok(values);
+        }
+        let mut noise = RoundingNoise::new(self.noise);
+        let tap: &mut dyn Tap = match original {
+            true => {
+                let label = &self.cell.model.label;
+                originals.keep((label, &id), self.windows, decoder, self.start, progress)?;
+                &mut noise
+            }
+            false => tap,
+        };
+        let kept = originals.get(&id).expect("the original was run before");
+        let mut model = DecoderModel::new(decoder, tap, self.start).mode(self.perplexity.mode);
+        let compared = against::compare(&mut model, self.windows, kept, progress);
+        underway.add_forward(model.forward.as_secs_f64(), model.tokens);
+        let compared = compared?;
+        if !original {
+            values[0] = Some(perplexity::measured(protocol, self.windows, &compared.scores)?);
+        }
+        for (value, mut measured) in values[1..].iter_mut().zip(against::measured(self.windows, &compared)?) {
+            if original {
+                measured.detail.insert("noise-bits".into(), self.noise.into());
+            }
+            *value = Some(measured);
+        }
+        Ok(values)
     }
 }
 

@@ -30,6 +30,7 @@ pub mod inspect;
 pub mod interrupt;
 mod items;
 mod layers;
+mod originals;
 mod source;
 pub mod survey;
 mod texts;
@@ -184,6 +185,7 @@ pub fn sweep(
         calibrations,
         sets: BTreeMap::new(),
         collected: Collected::default(),
+        originals: originals::Originals::default(),
         sources: BTreeMap::new(),
         summary: Summary::default(),
         store: &store,
@@ -238,6 +240,7 @@ struct Sweep<'a> {
     /// The drawn sets by model label, set and seed.
     sets: BTreeMap<(String, String, u64), Rc<CalibrationSet>>,
     collected: Collected,
+    originals: originals::Originals,
     /// By model label: what is there, or why nothing is.
     sources: BTreeMap<String, Result<source::Source, source::SourceError>>,
     expectations: Vec<ManifestExpectation>,
@@ -258,10 +261,11 @@ impl Sweep<'_> {
             });
             if let Ok(source) = &source {
                 let (longest, context) = (cell.longest(), source.checkpoint.architecture().context);
+                let compared = originals::memory(&cell.evaluations, source.checkpoint.architecture());
                 self.observer.event(Event::Opened {
                     model: label,
                     parameters: source.identity.parameters,
-                    memory: source.memory(longest),
+                    memory: source.memory(longest) + compared,
                 });
                 if longest > context {
                     let text =
@@ -303,12 +307,14 @@ impl Sweep<'_> {
                 let measured = match evaluation {
                     Evaluation::Perplexity(perplexity) => {
                         let windows = self.texts.windows(perplexity, &source.checkpoint);
-                        windows.map(|windows| windows.windows).ok()
+                        windows.map(|windows| windows.windows.into_iter().map(|w| w.fed).collect()).ok()
                     }
                     Evaluation::Task(block) => {
                         let asked = self.items.questions(block, &source.checkpoint, 0);
                         asked.map(|asked| asked.token_ids()).ok()
                     }
+                    // Of originals alone, which no set calibrates.
+                    Evaluation::LayerError(_) => None,
                 };
                 if let Some(measured) = measured {
                     overlap::check(&drawn, calibration, &evaluation.id(), &measured)
@@ -471,7 +477,7 @@ impl Sweep<'_> {
         }
         let mut missing = Vec::new();
         for (position, evaluation) in cell.evaluations.iter().enumerate() {
-            for Planned { metric, version } in evaluation.planned() {
+            for Planned { metric, version } in evaluation.planned_of(cell.recipe.is_original()) {
                 let there = self.store.measurement(id, &metric, version)?.is_some();
                 let failed = !self.options.retry_failed && self.store.failure(id, Some(&metric))?.is_some();
                 if !there && !failed {

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use crate::data::corpus::{self, DataOptions, Text};
 use crate::data::window::{WindowError, window_start, windows};
 use crate::data::{BosPolicy, CorpusRef};
-use crate::evaluate::metrics::perplexity::Perplexity;
+use crate::evaluate::metrics::perplexity::{Perplexity, Protocol};
+use crate::evaluate::windows::{Window, WindowsError, document, llama_cpp};
 use crate::plan::Plan;
 use crate::run::RunError;
 
@@ -27,8 +28,8 @@ pub struct Texts {
 /// Windows of token ids, and what they were cut from.
 #[derive(Clone)]
 pub struct Windows {
-    /// Of one length.
-    pub windows: Vec<Vec<u32>>,
+    /// In order.
+    pub windows: Vec<Window>,
     /// Origin and hash of the text, hash of the token ids.
     pub detail: Map<String, Value>,
 }
@@ -42,6 +43,12 @@ pub enum TextError {
     /// Too short, or no BOS.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// Too short for its protocol.
+    #[error(transparent)]
+    Windows(#[from] WindowsError),
+    /// Documents in which nothing is predicted.
+    #[error("no document of the text has two tokens: use a longer text")]
+    NoDocuments,
 }
 
 impl Texts {
@@ -105,21 +112,63 @@ impl Texts {
 
 fn cut(text: &Text, perplexity: &Perplexity, checkpoint: &Checkpoint) -> Result<Windows, TextError> {
     let tokenizer = checkpoint.tokenizer();
-    let ids = match perplexity.bos {
-        BosPolicy::Tokenizer => tokenizer.encode_special(&text.text)?,
-        BosPolicy::Every | BosPolicy::None => tokenizer.encode(&text.text)?,
-    };
     let bos = window_start(tokenizer.bos(), tokenizer.eos());
-    let windows = windows(&ids, bos, perplexity.bos, perplexity.length, perplexity.limit)?;
+    let encode = |text: &str| match perplexity.bos {
+        BosPolicy::Tokenizer => tokenizer.encode_special(text),
+        BosPolicy::Every | BosPolicy::None => tokenizer.encode(text),
+    };
+    let (windows, tokens) = match perplexity.protocol {
+        Protocol::Gptq => {
+            let ids = encode(&text.text)?;
+            let windows = windows(&ids, bos, perplexity.bos, perplexity.length, perplexity.limit)?;
+            let windows = windows.iter().zip(0..).map(|(tokens, unit)| Window::whole(tokens, unit));
+            (windows.collect(), ids.len())
+        }
+        Protocol::LlamaCpp => {
+            let ids = encode(&text.text)?;
+            let first = match perplexity.bos {
+                // Only a vocabulary that adds BOS has it put over the first token of a chunk.
+                BosPolicy::Tokenizer => tokenizer.bos().filter(|bos| ids.first() == Some(bos)),
+                BosPolicy::Every => Some(bos.ok_or(WindowError::NoBos)?),
+                BosPolicy::None => None,
+            };
+            let chunks = llama_cpp(&ids, first, perplexity.length)?;
+            let chunks = chunks.iter().zip(0..).take(perplexity.limit.unwrap_or(usize::MAX));
+            (chunks.map(|(chunk, unit)| Window::all_fed(chunk, unit)).collect(), ids.len())
+        }
+        Protocol::Document => {
+            let before = match perplexity.bos {
+                BosPolicy::Every => Some(bos.ok_or(WindowError::NoBos)?),
+                BosPolicy::Tokenizer | BosPolicy::None => None,
+            };
+            let (mut cut, mut tokens): (Vec<Window>, usize) = (Vec::new(), 0);
+            let documents = text.documents().filter(|document| !document.trim().is_empty());
+            for (unit, one) in documents.take(perplexity.limit.unwrap_or(usize::MAX)).enumerate() {
+                let ids = encode(one)?;
+                tokens += ids.len();
+                let sequences = document(&ids, before, perplexity.length)?;
+                cut.extend(sequences.iter().map(|sequence| Window::inputs_fed(sequence, unit)));
+            }
+            if cut.is_empty() {
+                return Err(TextError::NoDocuments);
+            }
+            (cut, tokens)
+        }
+    };
     let mut hasher = blake3::Hasher::new();
-    for id in windows.iter().flatten() {
-        hasher.update(&id.to_le_bytes());
+    for window in &windows {
+        let window: &Window = window;
+        // The last token of a window that is not fed whole stands only among the targets.
+        let last = window.targets.last().filter(|_| window.from + window.targets.len() == window.fed.len());
+        for id in window.fed.iter().chain(last) {
+            hasher.update(&id.to_le_bytes());
+        }
     }
     let mut detail = Map::new();
     detail.insert("text".into(), text.label().into());
     detail.insert("text-origin".into(), text.origin.clone().into());
     detail.insert(TEXT_HASH.into(), text.hash.clone().into());
     detail.insert(TOKEN_HASH.into(), hasher.finalize().to_hex().to_string().into());
-    detail.insert("stream-tokens".into(), ids.len().into());
+    detail.insert("stream-tokens".into(), tokens.into());
     Ok(Windows { windows, detail })
 }
