@@ -5,10 +5,15 @@ use super::drawing::Drawing;
 use crate::record::Contents;
 
 pub mod activation_maxima;
+pub mod activation_surfaces;
 pub mod alpha_sweep;
+pub mod error_difficulty;
+pub mod layer_difficulties;
+pub mod layer_errors;
 pub mod outlier_histograms;
 pub mod perplexity;
 pub mod prefix_ablation;
+pub mod quantized_token;
 pub mod schemes;
 pub mod spike_ratios;
 pub mod token_scales;
@@ -36,10 +41,15 @@ pub trait Figure: Sync {
 /// All figures, in alphabetical order of their names.
 pub const FIGURES: &[&dyn Figure] = &[
     &activation_maxima::ActivationMaxima,
+    &activation_surfaces::ActivationSurfaces,
     &alpha_sweep::AlphaSweep,
+    &error_difficulty::ErrorDifficulty,
+    &layer_difficulties::LayerDifficulties,
+    &layer_errors::LayerErrors,
     &outlier_histograms::OutlierHistograms,
     &perplexity::Perplexity,
     &prefix_ablation::PrefixAblation,
+    &quantized_token::QuantizedToken,
     &schemes::Schemes,
     &spike_ratios::SpikeRatios,
     &token_scales::TokenScales,

@@ -7,6 +7,7 @@ pub mod accuracy;
 pub mod beside;
 pub mod cures;
 pub mod expectations;
+pub mod layers;
 pub mod metrics;
 pub mod partial;
 
@@ -25,6 +26,7 @@ pub const SECTIONS: &[&dyn Section] = &[
     &metrics::Metrics,
     &cures::Cures,
     &partial::Partial,
+    &layers::Layers,
     &beside::Beside,
     &expectations::Expectations,
 ];
