@@ -28,6 +28,7 @@ pub mod drawing;
 pub mod expectations;
 pub mod figures;
 pub mod frame;
+pub mod layers;
 pub mod metric;
 pub mod observed;
 pub mod pivot;

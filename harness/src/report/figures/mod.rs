@@ -5,14 +5,19 @@ use super::drawing::Drawing;
 use crate::record::Contents;
 
 pub mod activation_maxima;
+pub mod activation_surfaces;
 pub mod alpha_sweep;
 pub mod calibration_effects;
 pub mod calibration_matrix;
 pub mod calibration_sensitivity;
+pub mod error_difficulty;
+pub mod layer_difficulties;
+pub mod layer_errors;
 pub mod layer_profiles;
 pub mod outlier_histograms;
 pub mod perplexity;
 pub mod prefix_ablation;
+pub mod quantized_token;
 pub mod schemes;
 pub mod spike_ratios;
 pub mod token_scales;
@@ -40,14 +45,19 @@ pub trait Figure: Sync {
 /// All figures, in alphabetical order of their names.
 pub const FIGURES: &[&dyn Figure] = &[
     &activation_maxima::ActivationMaxima,
+    &activation_surfaces::ActivationSurfaces,
     &alpha_sweep::AlphaSweep,
     &calibration_effects::CalibrationEffects,
     &calibration_matrix::CalibrationMatrix,
     &calibration_sensitivity::CalibrationSensitivity,
+    &error_difficulty::ErrorDifficulty,
+    &layer_difficulties::LayerDifficulties,
+    &layer_errors::LayerErrors,
     &layer_profiles::LayerProfiles,
     &outlier_histograms::OutlierHistograms,
     &perplexity::Perplexity,
     &prefix_ablation::PrefixAblation,
+    &quantized_token::QuantizedToken,
     &schemes::Schemes,
     &spike_ratios::SpikeRatios,
     &token_scales::TokenScales,

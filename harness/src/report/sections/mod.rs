@@ -8,6 +8,7 @@ pub mod beside;
 pub mod bits;
 pub mod cures;
 pub mod expectations;
+pub mod layers;
 pub mod metrics;
 pub mod partial;
 pub mod robustness;
@@ -28,6 +29,7 @@ pub const SECTIONS: &[&dyn Section] = &[
     &bits::Bits,
     &cures::Cures,
     &partial::Partial,
+    &layers::Layers,
     &robustness::Robustness,
     &beside::Beside,
     &expectations::Expectations,
