@@ -308,7 +308,7 @@ fn hessian_inputs_are_those_of_the_model_they_name() {
         values(&groups.into_iter().find(|linear| linear.name == name).unwrap().weight)
     };
     let names: Vec<String> =
-        original.blocks[1].gate_up.linears.iter().map(|linear| linear.name.clone()).collect();
+        original.groups().into_iter().find(|(at, _)| *at == site).unwrap().1.linears.iter().map(|l| l.name.clone()).collect();
     for (inputs, sequential) in
         [("fp", ""), ("wq", "layer"), ("wq", "group"), ("waq", "layer"), ("waq", "group")]
     {

@@ -33,7 +33,7 @@ const SPECIFIED: [(&str, [f64; 10]); 2] = [
 const BOS: u32 = 0;
 /// A token scale from which on it is a spike; they are at about 1600, everything else below 100.
 const SPIKE: f32 = 300.0;
-const SPIKING: Site = Site { layer: Some(0), port: Port::DownIn };
+const SPIKING: Site = Site { layer: Some(0), port: Port::DownIn, expert: None };
 
 const QFEM: &str = r#"{ step = "keep", method = "qfem", top = 1 }"#;
 const QFEP: &str = r#"{ step = "prefix", method = "qfep" }"#;

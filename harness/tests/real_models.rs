@@ -1,7 +1,7 @@
 //! Trained models against numbers that other programs computed, where the models are at hand.
 //!
-//! Small trained models and texts are looked for in `../shared` beside the repository, SmolLM2 in the folder that
-//! `scripts/fetch_model` fills (`QUANTSCOPE_MODELS`, else the user's cache). What is not there is skipped, loudly.
+//! Small trained models and texts are looked for in `../shared` beside the repository, SmolLM2 and Gemma 3
+//! in the folder that `scripts/fetch_model` fills (`QUANTSCOPE_MODELS`, else the user's cache). What is not there is skipped, loudly.
 
 #![allow(clippy::unwrap_used)]
 
@@ -136,16 +136,47 @@ fn two_tiny_trained_models_have_their_perplexities() {
     }
 }
 
+/// A folder that `scripts/fetch_model` makes, and WikiText-2's test split, where both are there.
+fn real(name: &str, test: &str) -> Option<(Checkpoint, String)> {
+    let models = std::env::var_os("QUANTSCOPE_MODELS")
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/quantscope/models")));
+    let folder = there(models.unwrap_or_default().join(name), test)?;
+    let data = there(shared().join("data"), test)?;
+    let options = harness::data::corpus::DataOptions::new(Some(data), PathBuf::new(), true);
+    let corpus = harness::data::CorpusRef::Named("wikitext2/test".into());
+    let text = harness::data::corpus::load(&corpus, &options).unwrap().text;
+    Some((Checkpoint::open(&folder).unwrap(), text))
+}
+
+/// `transformers`, `scripts/oracle/reference_perplexity.py`: WikiText-2 test, first 4 windows of 512. Each window is as
+/// long as the windows of attention in 15 of its 18 blocks; the sequences of the tiny oracle are longer than its.
+#[test]
+fn gemma_3_has_its_perplexities_under_every_bos_policy() {
+    let test = "gemma_3_has_its_perplexities_under_every_bos_policy";
+    let Some((checkpoint, text)) = real("gemma-3-270m-dequantized", test) else { return };
+    let tokenizer = checkpoint.tokenizer();
+    assert_eq!((tokenizer.bos(), tokenizer.adds_bos()), (Some(2), true));
+    assert_eq!(tokenizer.encode("The").unwrap(), [818]);
+    for (bos, expected) in
+        [(BosPolicy::Tokenizer, 50.383382), (BosPolicy::None, 64.345857), (BosPolicy::Every, 23.292495)]
+    {
+        let begun = std::time::Instant::now();
+        let found = perplexity(&checkpoint, &text, 512, 4, bos, &[]);
+        let seconds = begun.elapsed().as_secs_f64();
+        let _ = writeln!(
+            std::io::stderr(),
+            "Gemma-3-270M, BOS {bos:?}: {found:.6} in {seconds:.1} s with loading"
+        );
+        assert_within(&format!("Gemma-3-270M, BOS {bos:?}"), found, expected, 1e-5);
+    }
+}
+
 /// PyTorch, as above: WikiText-2 test, first 4 windows of 512.
 #[test]
 fn smollm2_has_its_perplexities() {
     let test = "smollm2_has_its_perplexities";
-    let Some(folder) = smollm2(test) else { return };
-    let Some(data) = there(shared().join("data"), test) else { return };
-    let options = harness::data::corpus::DataOptions::new(Some(data), PathBuf::new(), true);
-    let corpus = harness::data::CorpusRef::Named("wikitext2/test".into());
-    let text = harness::data::corpus::load(&corpus, &options).unwrap().text;
-    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let Some((checkpoint, text)) = real("smollm2-135m-instruct-dequantized", test) else { return };
     let measure = |steps: &[Step]| perplexity(&checkpoint, &text, 512, 4, BosPolicy::Tokenizer, steps);
     let weights = step("weights", "bits = 8\ngranularity = \"channel\"");
     let activations =

@@ -13,19 +13,13 @@ use models::{Decoder, Linear, Off, token_tensor};
 
 /// SmolLM2-135M with one block and a small vocabulary.
 fn one_block() -> Decoder {
-    let architecture = Architecture {
-        vocabulary: 256,
-        hidden: 576,
-        layers: 1,
-        context: 2048,
-        attention: Attention { heads: 9, kv_heads: 3, head_dim: 64, bias: AttentionBias::Absent },
-        mlp: Mlp { intermediate: 1536, bias: Bias::Absent },
-        norm: Norm::Rms { eps: 1e-5 },
-        rope: Rope { theta: 100_000.0, scaling: RopeScaling::Plain },
-        head: Head::Tied,
-    };
+    let config = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 256, "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "hidden_act": "silu",
+        "tie_word_embeddings": true}"#;
+    let (family, architecture) = read_config(config);
     let device = Device::flex();
-    let names = &models::families::FAMILIES[0].names;
+    let names = family.names;
     let mut random = |_: &str, shape: &[usize]| {
         let values = shape.iter().product::<usize>();
         Ok(Tensor::<1>::random([values], Distribution::Normal(0.0, 0.04), &device))

@@ -15,7 +15,7 @@ use std::{env, error::Error, fs, path::Path};
 
 use burn::tensor::{Device, Tensor};
 use models::{
-    Checkpoint, Decoder, Group, Port, Site, Tap,
+    Checkpoint, Decoder, Group, Mlp, Port, Site, Tap,
     builtin::{self, spikes},
     stories, token_tensor,
 };
@@ -93,11 +93,14 @@ fn fit_marks(
     for layer in 0..decoder.blocks.len() {
         let stream = record(decoder, calibration, &[Site::block(layer, Port::MlpIn)])?.remove(0);
         let block = &decoder.blocks[layer];
-        let (attn, mlp) = (norm(&block.attn_norm.weight)?, norm(&block.mlp_norm.weight)?);
+        let Mlp::Gated { norm: mlp_norm, gate_up, down: _, activation: _ } = &block.mlp else {
+            return Err("the built-in model has a gated feed-forward part".into());
+        };
+        let (attn, mlp) = (norm(&block.attn_norm.weight)?, norm(&mlp_norm.weight)?);
         let mut moment = stream.unscaled(&mlp).gram();
         moment.normalise();
         cost.add(&moment);
-        cost.add(&gain(&block.gate_up, &mlp)?);
+        cost.add(&gain(gate_up, &mlp)?);
         cost.add(&gain(&block.qkv, &attn)?);
     }
     cost.normalise();
@@ -144,7 +147,9 @@ fn fit_spikes(
         let mut recorded = record(&mut decoder, calibration, &sites)?;
         let (neurons, inputs) = (recorded.remove(1), recorded.remove(0));
 
-        let down = &decoder.blocks[block].down.linears[0].weight;
+        let groups = decoder.groups();
+        let (_, down) = groups.iter().find(|(site, _)| *site == sites[1]).ok_or("a block has a down")?;
+        let down = &down.linears[0].weight;
         let lengths = down.clone().square().sum_dim(0).sqrt().to_data().try_to_vec::<f32>()?;
         let mut use_of = vec![0.0; neurons.columns];
         for row in neurons.rows() {

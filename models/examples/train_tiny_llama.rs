@@ -267,9 +267,8 @@ fn decoder<'a>(
 ) -> Result<Decoder> {
     let values: HashMap<&str, &Tensor<1>> =
         values.map(|(weight, value)| (weight.name.as_str(), value)).collect();
-    Ok(Decoder::from_tensors(architecture, FAMILIES[0].names, device, &mut |name, _| {
-        Ok(values[name].clone())
-    })?)
+    let llama = FAMILIES.iter().find(|family| family.name == "llama").ok_or("no family llama")?;
+    Ok(Decoder::from_tensors(architecture, llama.names, device, &mut |name, _| Ok(values[name].clone()))?)
 }
 
 /// Mean cross-entropy over windows of `length` tokens: BOS and all but the last go in, all are scored.

@@ -26,10 +26,20 @@ pub struct Architecture {
     pub mlp: Mlp,
     /// Normalisation before attention, before the feed-forward part, and at the end.
     pub norm: Norm,
-    /// Rotary position embedding.
-    pub rope: Rope,
+    /// How a token's position enters.
+    #[serde(rename = "rope")]
+    pub positions: Positions,
     /// Output head.
     pub head: Head,
+    /// Factor on the embedding.
+    #[serde(skip_serializing_if = "EmbeddingScale::is_absent")]
+    pub embedding: EmbeddingScale,
+    /// Further norms, on what attention and the feed-forward part give.
+    #[serde(skip_serializing_if = "PostNorms::is_absent")]
+    pub post_norms: PostNorms,
+    /// What becomes of the head's outputs.
+    #[serde(skip_serializing_if = "Logits::is_plain")]
+    pub logits: Logits,
 }
 
 /// Grouped-query attention; multi-head where `kv_heads == heads`.
@@ -44,6 +54,120 @@ pub struct Attention {
     pub head_dim: usize,
     /// Which projections carry a bias.
     pub bias: AttentionBias,
+    /// How far back a token sees.
+    #[serde(skip_serializing_if = "Window::is_absent")]
+    pub window: Window,
+    /// Factor on the scores.
+    #[serde(skip_serializing_if = "ScoreScale::is_head_dim")]
+    pub scale: ScoreScale,
+    /// Whether scores are capped.
+    #[serde(skip_serializing_if = "Cap::is_absent")]
+    pub cap: Cap,
+    /// Norms of queries and keys, before their positions enter.
+    #[serde(skip_serializing_if = "QkNorm::is_absent")]
+    pub qk_norm: QkNorm,
+}
+
+/// How far back a token sees. A window of n tokens holds the token itself and the n − 1 before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Window {
+    /// To the first token, in every block.
+    Absent,
+    /// A window in every block.
+    Everywhere {
+        /// Its length.
+        tokens: usize,
+    },
+    /// A window in some blocks; the others see everything.
+    Blocks {
+        /// Its length.
+        tokens: usize,
+        /// Zero-based, ascending.
+        blocks: Vec<usize>,
+    },
+}
+
+impl Window {
+    fn is_absent(&self) -> bool {
+        *self == Window::Absent
+    }
+
+    /// The window of block `layer`, in tokens; `None` where it sees everything.
+    pub fn of(&self, layer: usize) -> Option<usize> {
+        match self {
+            Window::Absent => None,
+            Window::Everywhere { tokens } => Some(*tokens),
+            Window::Blocks { tokens, blocks } => blocks.binary_search(&layer).is_ok().then_some(*tokens),
+        }
+    }
+
+    /// A window of `tokens` in `blocks` of a decoder of `layers`, in the form that says it shortest.
+    pub(crate) fn in_blocks(tokens: usize, blocks: Vec<usize>, layers: usize) -> Self {
+        match blocks.len() {
+            0 => Window::Absent,
+            n if n == layers => Window::Everywhere { tokens },
+            _ => Window::Blocks { tokens, blocks },
+        }
+    }
+}
+
+/// Factor on the scores.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScoreScale {
+    /// 1 / sqrt(head_dim)
+    HeadDim,
+    /// 1 / sqrt(this): Gemma's `query_pre_attn_scalar`.
+    Of(f64),
+}
+
+impl ScoreScale {
+    fn is_head_dim(&self) -> bool {
+        *self == ScoreScale::HeadDim
+    }
+
+    /// The factor.
+    pub fn factor(self, head_dim: usize) -> f64 {
+        match self {
+            ScoreScale::HeadDim => 1.0 / (head_dim as f64).sqrt(),
+            ScoreScale::Of(scalar) => 1.0 / scalar.sqrt(),
+        }
+    }
+}
+
+/// Whether values are capped softly.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cap {
+    /// No.
+    Absent,
+    /// c · tanh(x / c), before the mask and the softmax.
+    Tanh(f64),
+}
+
+impl Cap {
+    fn is_absent(&self) -> bool {
+        *self == Cap::Absent
+    }
+}
+
+/// Norms of queries and keys over the channels of a head, of the architecture's kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QkNorm {
+    /// None.
+    Absent,
+    /// All heads share one weight.
+    Shared,
+    /// Every head has a weight of its own.
+    PerHead,
+}
+
+impl QkNorm {
+    fn is_absent(&self) -> bool {
+        *self == QkNorm::Absent
+    }
 }
 
 /// Which of the attention's projections carry a bias.
@@ -58,14 +182,57 @@ pub enum AttentionBias {
     All,
 }
 
-/// Feed-forward part: down(silu(gate(x)) · up(x)).
+/// Feed-forward part.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Mlp {
     /// Channels between up and down.
     pub intermediate: usize,
-    /// Whether gate, up and down carry a bias.
+    /// Whether its linears carry a bias.
     pub bias: Bias,
+    /// What it computes.
+    #[serde(skip_serializing_if = "MlpForm::is_plain_swiglu")]
+    pub form: MlpForm,
+}
+
+/// What a feed-forward part computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum MlpForm {
+    /// down(act(gate(x)) · up(x)), behind attention.
+    Gated(Activation),
+    /// The same beside attention: both read one norm's output, and both are added to the stream at once.
+    Parallel(Activation),
+    /// down(act(up(x))), behind attention.
+    Plain(Activation),
+    /// Gated experts, of which a router chooses some for every token; their outputs are weighted with the softmax over
+    /// the chosen ones' scores.
+    Experts {
+        /// How many there are.
+        count: usize,
+        /// How many a token goes to.
+        chosen: usize,
+        /// Of every expert's gate.
+        activation: Activation,
+    },
+}
+
+impl MlpForm {
+    fn is_plain_swiglu(&self) -> bool {
+        *self == MlpForm::Gated(Activation::Silu)
+    }
+}
+
+/// An elementwise function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// x / (1 + e^−x)
+    Silu,
+    /// x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³)))
+    GeluTanh,
+    /// max(x, 0)
+    Relu,
 }
 
 /// Whether linears carry a bias.
@@ -78,7 +245,7 @@ pub enum Bias {
     Present,
 }
 
-/// Normalisation. A family's `config.json` chooses; so far only `Rms` is chosen.
+/// Normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Norm {
@@ -97,9 +264,32 @@ pub enum Norm {
         /// ε
         eps: f64,
     },
+    /// The same without b: Cohere's.
+    LayerUnbiased {
+        /// ε
+        eps: f64,
+    },
 }
 
-/// Rotary position embedding over all channels of a head; pairs are (i, i + head_dim/2).
+/// How a token's position enters.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Positions {
+    /// Queries and keys are turned.
+    Rotary(Rope),
+    /// A table's row is added to the embedding.
+    Learned(Table),
+}
+
+/// A table of learned positions: position p has row p + `offset`, and there are `context` + `offset` rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Table {
+    /// Rows in front that no position reads.
+    pub offset: usize,
+}
+
+/// Rotary position embedding over all channels of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Rope {
@@ -107,6 +297,44 @@ pub struct Rope {
     pub theta: f64,
     /// How frequencies are stretched beyond the original context.
     pub scaling: RopeScaling,
+    /// Which channels are a pair.
+    #[serde(skip_serializing_if = "Pairs::is_halves")]
+    pub pairs: Pairs,
+    /// What holds in blocks with a window instead.
+    #[serde(skip_serializing_if = "LocalRope::is_same")]
+    pub local: LocalRope,
+}
+
+/// Which channels of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pairs {
+    /// (i, i + head_dim/2)
+    Halves,
+    /// (2i, 2i + 1)
+    Neighbours,
+}
+
+impl Pairs {
+    fn is_halves(&self) -> bool {
+        *self == Pairs::Halves
+    }
+}
+
+/// Rotary embedding in blocks with a window.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LocalRope {
+    /// As in the others.
+    Same,
+    /// Another base θ, and no stretching.
+    Theta(f64),
+}
+
+impl LocalRope {
+    fn is_same(&self) -> bool {
+        *self == LocalRope::Same
+    }
 }
 
 /// Stretching of rotary frequencies.
@@ -143,7 +371,70 @@ pub enum Head {
     Untied,
 }
 
+/// Factor on the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmbeddingScale {
+    /// None.
+    Absent,
+    /// sqrt(hidden), rounded to f32, in which the model is computed.
+    RootHidden,
+}
+
+impl EmbeddingScale {
+    fn is_absent(&self) -> bool {
+        *self == EmbeddingScale::Absent
+    }
+}
+
+/// Norms on what attention and the feed-forward part give, before it is added to the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PostNorms {
+    /// None.
+    Absent,
+    /// One on each.
+    Present,
+}
+
+impl PostNorms {
+    fn is_absent(&self) -> bool {
+        *self == PostNorms::Absent
+    }
+}
+
+/// What becomes of the head's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Logits {
+    /// They are the logits.
+    Plain,
+    /// c · tanh(x / c)
+    Capped(f64),
+    /// Times a factor.
+    Scaled(f64),
+}
+
+impl Logits {
+    fn is_plain(&self) -> bool {
+        *self == Logits::Plain
+    }
+}
+
 impl Rope {
+    /// As it is where every block is alike.
+    pub fn plain(theta: f64) -> Self {
+        Self { theta, scaling: RopeScaling::Plain, pairs: Pairs::Halves, local: LocalRope::Same }
+    }
+
+    /// What holds in blocks with a window, where it differs.
+    pub fn in_windows(&self) -> Option<Rope> {
+        match self.local {
+            LocalRope::Same => None,
+            LocalRope::Theta(theta) => Some(Rope { pairs: self.pairs, ..Rope::plain(theta) }),
+        }
+    }
+
     /// Angle per position of each pair of channels, radians, length `head_dim / 2`.
     ///
     /// Llama-3 scaling follows the released model code: wavelengths λ = 2π/f longer than `original/low` are divided by
@@ -173,30 +464,54 @@ impl Rope {
     }
 }
 
+impl Norm {
+    /// Whether it has a bias, which a shift of its output can enter.
+    pub fn has_bias(self) -> bool {
+        match self {
+            Norm::Layer { .. } => true,
+            Norm::Rms { .. } | Norm::RmsOffset { .. } | Norm::LayerUnbiased { .. } => false,
+        }
+    }
+}
+
 impl Architecture {
     /// Number of weights and biases, the head counted once where it is tied.
     pub fn parameters(&self) -> u64 {
-        let (h, a) = (self.hidden, &self.attention);
+        let (h, a, f) = (self.hidden, &self.attention, self.mlp.intermediate);
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let norm = match self.norm {
-            Norm::Rms { .. } | Norm::RmsOffset { .. } => h,
-            Norm::Layer { .. } => 2 * h,
+        let norm = if self.norm.has_bias() { 2 * h } else { h };
+        let mut block = h * (q + 2 * kv) + q * h;
+        block += match a.bias {
+            AttentionBias::Absent => 0,
+            AttentionBias::Qkv => q + 2 * kv,
+            AttentionBias::All => q + 2 * kv + h,
         };
-        let mut block = h * (q + 2 * kv) + q * h + 3 * h * self.mlp.intermediate + 2 * norm;
-        if a.bias != AttentionBias::Absent {
-            block += q + 2 * kv;
-        }
-        if a.bias == AttentionBias::All {
-            block += h;
-        }
-        if self.mlp.bias == Bias::Present {
-            block += 2 * self.mlp.intermediate + h;
+        block += match a.qk_norm {
+            QkNorm::Absent => 0,
+            QkNorm::Shared => 2 * a.head_dim,
+            QkNorm::PerHead => q + kv,
+        };
+        let biased = usize::from(self.mlp.bias == Bias::Present);
+        block += match self.mlp.form {
+            MlpForm::Gated(_) => 3 * h * f + biased * (2 * f + h) + 2 * norm,
+            MlpForm::Parallel(_) => 3 * h * f + biased * (2 * f + h) + norm,
+            MlpForm::Plain(_) => 2 * h * f + biased * (f + h) + 2 * norm,
+            MlpForm::Experts { count, .. } => {
+                count * h + count * (3 * h * f + biased * (2 * f + h)) + 2 * norm
+            }
+        };
+        if self.post_norms == PostNorms::Present {
+            block += 2 * norm;
         }
         let tables = match self.head {
             Head::Tied => 1,
             Head::Untied => 2,
         };
-        (self.layers * block + norm + tables * self.vocabulary * h) as u64
+        let positions = match self.positions {
+            Positions::Rotary(_) => 0,
+            Positions::Learned(Table { offset }) => (self.context + offset) * h,
+        };
+        (self.layers * block + norm + tables * self.vocabulary * h + positions) as u64
     }
 }
 
@@ -211,23 +526,53 @@ mod tests {
             hidden: 576,
             layers: 30,
             context: 8192,
-            attention: Attention { heads: 9, kv_heads: 3, head_dim: 64, bias: AttentionBias::Absent },
-            mlp: Mlp { intermediate: 1536, bias: Bias::Absent },
+            attention: Attention {
+                heads: 9,
+                kv_heads: 3,
+                head_dim: 64,
+                bias: AttentionBias::Absent,
+                window: Window::Absent,
+                scale: ScoreScale::HeadDim,
+                cap: Cap::Absent,
+                qk_norm: QkNorm::Absent,
+            },
+            mlp: Mlp { intermediate: 1536, bias: Bias::Absent, form: MlpForm::Gated(Activation::Silu) },
             norm: Norm::Rms { eps: 1e-5 },
-            rope: Rope { theta: 100000.0, scaling: RopeScaling::Plain },
+            positions: Positions::Rotary(Rope::plain(100000.0)),
             head: Head::Tied,
+            embedding: EmbeddingScale::Absent,
+            post_norms: PostNorms::Absent,
+            logits: Logits::Plain,
         };
         let json = |architecture: &Architecture| serde_json::to_string(architecture).unwrap();
         assert_eq!(
             json(&architecture),
             r#"{"vocabulary":49152,"hidden":576,"layers":30,"context":8192,"attention":{"heads":9,"kv-heads":3,"head-dim":64,"bias":"absent"},"mlp":{"intermediate":1536,"bias":"absent"},"norm":{"rms":{"eps":0.00001}},"rope":{"theta":100000.0,"scaling":"plain"},"head":"tied"}"#
         );
-        architecture.rope.scaling =
-            RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192 };
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192 };
+        architecture.positions = Positions::Rotary(Rope { scaling, ..Rope::plain(100000.0) });
         assert!(
             json(&architecture).contains(
                 r#""scaling":{"llama3":{"factor":8.0,"low":1.0,"high":4.0,"original-context":8192}}"#
             )
         );
+        architecture.positions = Positions::Learned(Table { offset: 2 });
+        assert!(json(&architecture).contains(r#""rope":{"offset":2},"head""#));
+        architecture.attention.window = Window::in_blocks(512, vec![0, 2], 30);
+        architecture.logits = Logits::Capped(30.0);
+        let text = json(&architecture);
+        assert!(
+            text.contains(r#""bias":"absent","window":{"blocks":{"tokens":512,"blocks":[0,2]}}}"#),
+            "{text}"
+        );
+        assert!(text.ends_with(r#""head":"tied","logits":{"capped":30.0}}"#), "{text}");
+    }
+
+    #[test]
+    fn a_window_is_of_the_blocks_it_names() {
+        let of = |window: Window| [0, 1, 2].map(|layer| window.of(layer));
+        assert_eq!(of(Window::in_blocks(8, vec![], 3)), [None; 3]);
+        assert_eq!(of(Window::in_blocks(8, vec![0, 1, 2], 3)), [Some(8); 3]);
+        assert_eq!(of(Window::in_blocks(8, vec![0, 2], 3)), [Some(8), None, Some(8)]);
     }
 }

@@ -1,12 +1,13 @@
-//! Causal grouped-query attention with rotary position embedding.
+//! Causal grouped-query attention: norms of queries and keys, rotary embedding, windows, capped scores.
 
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use crate::architecture::{Attention, Rope};
+use crate::architecture::{Attention, Cap, Pairs, Rope, ScoreScale};
 use crate::cache::KeyValues;
 use crate::kernel;
+use crate::norm::Normalisation;
 use crate::simd;
 use crate::site::{Port, Site, Tap};
 use rayon::prelude::*;
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     frequencies: Vec<f64>,
+    pairs: Pairs,
     device: Device,
     /// `[positions, head_dim / 2]`
     cos: Tensor<2>,
@@ -27,7 +29,7 @@ impl RopeTable {
     pub fn new(rope: &Rope, head_dim: usize, device: &Device) -> Self {
         let frequencies = rope.frequencies(head_dim);
         let (cos, sin) = tables(&frequencies, 1, device);
-        Self { frequencies, device: device.clone(), cos, sin }
+        Self { frequencies, pairs: rope.pairs, device: device.clone(), cos, sin }
     }
 
     /// Makes the table hold at least `length` positions.
@@ -54,6 +56,76 @@ fn tables(frequencies: &[f64], length: usize, device: &Device) -> (Tensor<2>, Te
     (tensor(cos), tensor(sin))
 }
 
+/// The rotary tables of a decoder.
+#[derive(Clone, Debug)]
+pub struct Ropes {
+    full: RopeTable,
+    /// Of blocks with a window, where they turn otherwise.
+    local: Option<RopeTable>,
+}
+
+impl Ropes {
+    /// Empty tables.
+    pub fn new(rope: &Rope, head_dim: usize, device: &Device) -> Self {
+        let local = rope.in_windows().map(|rope| RopeTable::new(&rope, head_dim, device));
+        Self { full: RopeTable::new(rope, head_dim, device), local }
+    }
+
+    /// Makes the tables hold at least `length` positions.
+    pub fn reach(&mut self, length: usize) {
+        self.full.reach(length);
+        if let Some(local) = &mut self.local {
+            local.reach(length);
+        }
+    }
+
+    /// The table of a block with this window.
+    pub fn of(&self, window: Option<usize>) -> &RopeTable {
+        match (&self.local, window) {
+            (Some(local), Some(_)) => local,
+            _ => &self.full,
+        }
+    }
+}
+
+/// Norms of queries and keys, over the channels of each head.
+#[derive(Clone, Debug)]
+pub struct QkNorms {
+    /// Of queries.
+    pub q: HeadNorm,
+    /// Of keys.
+    pub k: HeadNorm,
+}
+
+/// A norm over the channels of each head.
+#[derive(Clone, Debug)]
+pub enum HeadNorm {
+    /// All heads share one weight, `[head_dim]`.
+    Shared(Normalisation),
+    /// Every head has its own.
+    PerHead {
+        /// With a weight of ones, `[head_dim]`.
+        plain: Normalisation,
+        /// `[heads · head_dim]`
+        weight: Tensor<1>,
+    },
+}
+
+impl HeadNorm {
+    /// # Shapes
+    /// `[sequences, tokens, heads · head_dim]` in and out.
+    fn forward(&self, x: Tensor<3>, head_dim: usize) -> Tensor<3> {
+        let dims = x.dims();
+        let rows = x.reshape([dims[0], dims[1] * dims[2] / head_dim, head_dim]);
+        match self {
+            HeadNorm::Shared(norm) => norm.forward(rows).reshape(dims),
+            HeadNorm::PerHead { plain, weight } => {
+                plain.forward(rows).reshape(dims) * weight.clone().unsqueeze()
+            }
+        }
+    }
+}
+
 /// Attention of block `layer`, behind `past` where there is one; the result, and keys and values of past and tokens.
 ///
 /// The past does not pass the tap: it did so when it was made.
@@ -65,16 +137,29 @@ pub fn forward(
     layer: usize,
     [q, k, v]: [Tensor<3>; 3],
     shape: &Attention,
-    rope: &RopeTable,
+    norms: Option<&QkNorms>,
+    ropes: Option<&Ropes>,
     past: Option<&KeyValues>,
     tap: &mut dyn Tap,
 ) -> (Tensor<3>, KeyValues) {
     let [sequences, tokens, _] = q.dims();
     let behind = past.map_or(0, |past| past.keys.dims()[2]);
-    let (cos, sin) = rope.positions(behind, tokens);
+    let window = shape.window.of(layer);
+    let (q, k) = match norms {
+        Some(norms) => (norms.q.forward(q, shape.head_dim), norms.k.forward(k, shape.head_dim)),
+        None => (q, k),
+    };
+    let turns = ropes.map(|ropes| {
+        let table = ropes.of(window);
+        (table.pairs, table.positions(behind, tokens))
+    });
+    let turn = |x: Tensor<4>| match &turns {
+        Some((pairs, (cos, sin))) => kernel::rotate(x, *pairs, cos, sin),
+        None => x,
+    };
     let k = tap.tensor(Site::block(layer, Port::KPre), split(k, shape.kv_heads));
-    let q = tap.tensor(Site::block(layer, Port::Q), kernel::rotate(split(q, shape.heads), &cos, &sin));
-    let k = tap.tensor(Site::block(layer, Port::K), kernel::rotate(k, &cos, &sin));
+    let q = tap.tensor(Site::block(layer, Port::Q), turn(split(q, shape.heads)));
+    let k = tap.tensor(Site::block(layer, Port::K), turn(k));
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
     let mut read = KeyValues { keys: k, values: v };
@@ -83,15 +168,31 @@ pub fn forward(
     }
     let (k, v) = (read.keys.clone(), read.values.clone());
     if kernel::on_host(&q.device()) {
-        return (attend_on_host(q, k, v), read);
+        return (attend_on_host(q, k, v, shape, window), read);
     }
     let queries_per_key = shape.heads / shape.kv_heads;
     // Whose corner `is_causal` aligns where keys outnumber queries is not promised by every back end.
-    let mask = past.is_some().then(|| {
-        let mask = Tensor::<2, Bool>::tril_mask([tokens, behind + tokens], behind as i64, &q.device());
+    let masked = past.is_some() || window.is_some_and(|window| window < tokens);
+    let mask = masked.then(|| {
+        let (dims, device) = ([tokens, behind + tokens], q.device());
+        let mut mask = Tensor::<2, Bool>::tril_mask(dims, behind as i64, &device);
+        if let Some(window) = window {
+            let before = behind as i64 - window as i64 + 1;
+            mask = mask.bool_or(Tensor::<2, Bool>::triu_mask(dims, before, &device));
+        }
         mask.unsqueeze::<4>().expand([sequences, shape.heads, tokens, behind + tokens])
     });
-    let options = AttentionModuleOptions { is_causal: past.is_none(), ..Default::default() };
+    let options = AttentionModuleOptions {
+        is_causal: !masked,
+        scale: match shape.scale {
+            ScoreScale::HeadDim => None,
+            ScoreScale::Of(_) => Some(shape.scale.factor(shape.head_dim)),
+        },
+        softcap: match shape.cap {
+            Cap::Absent => None,
+            Cap::Tanh(cap) => Some(cap),
+        },
+    };
     let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), mask, None, options);
     (y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim]), read)
 }
@@ -99,36 +200,55 @@ pub fn forward(
 /// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.
 const QUERY_BLOCK: usize = 128;
 
-/// Causal attention in blocks of queries, the softmax in one pass over host memory.
+/// Causal attention in blocks of queries, the softmax in one pass over host memory; keys before all windows of a block
+/// are never multiplied either.
 ///
 /// # Shapes
 /// `q` is `[sequences, heads, tokens, head_dim]`, `k` and `v` `[sequences, kv_heads, past + tokens, head_dim]`, where the
 /// queries are the last tokens; the result is `[sequences, tokens, heads · head_dim]`.
-fn attend_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<3> {
+fn attend_on_host(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    shape: &Attention,
+    window: Option<usize>,
+) -> Tensor<3> {
     let [sequences, heads, tokens, head_dim] = q.dims();
     let kv_heads = k.dims()[1];
     let past = k.dims()[2] - tokens;
     let shared = heads / kv_heads;
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scale = shape.scale.factor(head_dim) as f32;
+    // The first key that the query at a position sees.
+    let first = |position: usize| window.map_or(0, |window| (position + 1).saturating_sub(window));
     let q = q.reshape([sequences, kv_heads, shared, tokens, head_dim]);
     let mut blocks = Vec::with_capacity(tokens.div_ceil(QUERY_BLOCK));
     for start in (0..tokens).step_by(QUERY_BLOCK) {
         let rows = QUERY_BLOCK.min(tokens - start);
-        let end = past + start + rows;
+        let from = first(past + start);
+        let width = past + start + rows - from;
         // The query heads that read one key head stand below each other: one product for all of them.
         let queries =
             q.clone().narrow(3, start, rows).reshape([sequences, kv_heads, shared * rows, head_dim]);
-        let keys = k.clone().narrow(2, 0, end).swap_dims(2, 3);
+        let keys = k.clone().narrow(2, from, width).swap_dims(2, 3);
         let scores = kernel::change_in_place(queries.matmul(keys), |values| {
-            values.par_chunks_mut(rows * end).for_each(|head| {
-                for (row, scores) in head.chunks_exact_mut(end).enumerate() {
-                    let (seen, hidden) = scores.split_at_mut(past + start + row + 1);
-                    simd::softmax(seen, scale);
+            values.par_chunks_mut(rows * width).for_each(|head| {
+                for (row, scores) in head.chunks_exact_mut(width).enumerate() {
+                    let position = past + start + row;
+                    let (before, scores) = scores.split_at_mut(first(position) - from);
+                    let (seen, hidden) = scores.split_at_mut(position + 1 - first(position));
+                    before.fill(0.0);
                     hidden.fill(0.0);
+                    match shape.cap {
+                        Cap::Absent => simd::softmax(seen, scale),
+                        Cap::Tanh(cap) => {
+                            simd::soft_cap(seen, scale, cap as f32);
+                            simd::softmax(seen, 1.0);
+                        }
+                    }
                 }
             });
         });
-        let attended = scores.matmul(v.clone().narrow(2, 0, end));
+        let attended = scores.matmul(v.clone().narrow(2, from, width));
         blocks.push(attended.reshape([sequences, heads, rows, head_dim]).swap_dims(1, 2));
     }
     Tensor::cat(blocks, 1).reshape([sequences, tokens, heads * head_dim])

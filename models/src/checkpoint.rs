@@ -258,7 +258,7 @@ impl Checkpoint {
 
         let tokenizer_path = path.join("tokenizer.json");
         let in_tokenizer = |source| CheckpointError::Tokenizer { path: tokenizer_path.clone(), source };
-        let tokenizer = Tokenizer::new(tokenizer, tokenizer_config, &config.0).map_err(in_tokenizer)?;
+        let mut tokenizer = Tokenizer::new(tokenizer, tokenizer_config, &config.0).map_err(in_tokenizer)?;
         tokenizer.fits(architecture.vocabulary).map_err(in_tokenizer)?;
         Ok(Self { path, family, architecture, containers, tensors, tokenizer })
     }
@@ -326,8 +326,9 @@ impl Checkpoint {
         let head = format!("{}.weight", self.family.names.head);
         for name in self.tensors.keys() {
             let ignored = self.family.names.ignored.iter().any(|ending| name.ends_with(ending));
+            let known = read.contains(name) || read.contains(&format!("{MODEL}{name}"));
             // A tied checkpoint may carry the table twice.
-            if !ignored && !read.contains(name) && *name != head {
+            if !ignored && !known && *name != head {
                 return Err(CheckpointError::UnknownTensor { path: self.path.clone(), name: name.clone() });
             }
         }
@@ -339,10 +340,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::load`], for this tensor.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        let entry = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() })?;
+        let entry =
+            self.tensors.get(name).or_else(|| self.tensors.get(name.strip_prefix(MODEL)?)).ok_or_else(
+                || CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() },
+            )?;
         if entry.shape != shape {
             return Err(CheckpointError::WrongShape {
                 path: self.path.clone(),
@@ -373,6 +374,10 @@ impl Checkpoint {
         }
     }
 }
+
+/// What stands before the names of a checkpoint with a head, and is missing where one was saved without it, as some of
+/// OPT are.
+const MODEL: &str = "model.";
 
 /// The names of the weight files: those of the index, or the single one.
 fn shards(folder: &Path, index: Option<Vec<u8>>) -> Result<Vec<String>, CheckpointError> {

@@ -6,7 +6,7 @@
 //! | [`families`] | from `config.json` to that description, and the names of tensors |
 //! | [`checkpoint`] | safetensors, memory-mapped, to a decoder on a device |
 //! | [`tokenizer`] | text to token ids |
-//! | [`decoder`], [`attention`], [`linear`], [`norm`], [`kernel`], [`simd`] | the one forward pass |
+//! | [`decoder`], [`attention`], [`mlp`], [`linear`], [`norm`], [`kernel`], [`simd`] | the one forward pass |
 //! | [`cache`] | keys and values of tokens that stand before a sequence, and the prefix of a decoder |
 //! | [`hadamard`] | orthogonal transforms of any order, fast |
 //! | [`rescale`] | moving a scale from an activation's channel into the weights around it |
@@ -27,6 +27,7 @@ pub mod hadamard;
 pub mod hub;
 pub mod kernel;
 pub mod linear;
+pub mod mlp;
 pub mod norm;
 pub mod rescale;
 pub mod rotate;
@@ -40,7 +41,8 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use decoder::{Decoder, token_tensor};
 pub use hadamard::{Construction, Fallback, Hadamard};
 pub use linear::{Group, Linear};
+pub use mlp::Mlp;
 pub use norm::Normalisation;
 pub use rescale::RescaleError;
 pub use rotate::{Online, RotateError, Turn};
-pub use site::{Off, Port, Site, Tap};
+pub use site::{Off, Port, Routed, Site, Tap};

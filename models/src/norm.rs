@@ -52,7 +52,7 @@ impl Normalisation {
                     *o = x * scale * (1.0 + w);
                 }
             }),
-            Norm::Layer { eps } => rows.for_each(|(out, row)| {
+            Norm::Layer { eps } | Norm::LayerUnbiased { eps } => rows.for_each(|(out, row)| {
                 let mean = simd::sum(row) / hidden as f32;
                 for (o, &x) in out.iter_mut().zip(row) {
                     *o = x - mean;
@@ -78,7 +78,7 @@ impl Normalisation {
         match self.kind {
             Norm::Rms { eps } => scaled(x, eps) * weight,
             Norm::RmsOffset { eps } => scaled(x, eps) * (weight + 1.0),
-            Norm::Layer { eps } => {
+            Norm::Layer { eps } | Norm::LayerUnbiased { eps } => {
                 let mean = x.clone().mean_dim(2);
                 let y = scaled(x - mean, eps) * weight;
                 match &self.bias {
@@ -99,7 +99,9 @@ impl Normalisation {
         // (1 + w)/s − 1, written so that a scale of one gives w back whatever its magnitude.
         let offset = |w: f64, s: f64| (w + (1.0 - s)) / s;
         let weight = match self.kind {
-            Norm::Rms { .. } | Norm::Layer { .. } => changed(&self.weight, scales, plain),
+            Norm::Rms { .. } | Norm::Layer { .. } | Norm::LayerUnbiased { .. } => {
+                changed(&self.weight, scales, plain)
+            }
             Norm::RmsOffset { .. } => changed(&self.weight, scales, offset),
         };
         let bias = self.bias.as_ref().map(|bias| changed(bias, scales, plain));
@@ -126,8 +128,12 @@ mod tests {
 
     const HIDDEN: usize = 37;
     const ROWS: usize = 6;
-    const KINDS: [Norm; 3] =
-        [Norm::Rms { eps: 1e-5 }, Norm::RmsOffset { eps: 1e-6 }, Norm::Layer { eps: 1e-5 }];
+    const KINDS: [Norm; 4] = [
+        Norm::Rms { eps: 1e-5 },
+        Norm::RmsOffset { eps: 1e-6 },
+        Norm::Layer { eps: 1e-5 },
+        Norm::LayerUnbiased { eps: 1e-5 },
+    ];
 
     /// Values between −1 and 1 in no order; far from zero mean where `shift` is not 0.
     fn values(count: usize, step: usize, shift: f32) -> Vec<f32> {
@@ -163,8 +169,9 @@ mod tests {
                         let rms = (mean_square(&row) + eps).sqrt();
                         (0..HIDDEN).map(|c| row[c] / rms * (1.0 + w[c])).collect()
                     }
-                    Norm::Layer { eps } => {
-                        let b = wide(&norm.bias.as_ref().unwrap().to_data().try_to_vec::<f32>().unwrap());
+                    Norm::Layer { eps } | Norm::LayerUnbiased { eps } => {
+                        let b = norm.bias.as_ref().map(|b| wide(&b.to_data().try_to_vec::<f32>().unwrap()));
+                        let b = b.unwrap_or_else(|| vec![0.0; HIDDEN]);
                         let mean = mean(&row);
                         let centred: Vec<f64> = row.iter().map(|x| x - mean).collect();
                         let std = (mean_square(&centred) + eps).sqrt();

@@ -3,11 +3,16 @@
 //! | site | divided by the scales | why it is exact |
 //! |---|---|---|
 //! | `attn_in`, `mlp_in`, `head_in` | the norm's weight and bias | a norm ends with a product and a sum per channel |
-//! | `down_in` | rows and bias of `up` | the gate multiplies: silu(g) · (u/s) = silu(g) · u / s |
+//! | `down_in` behind a gate | rows and bias of `up` | the gate multiplies: act(g) · (u/s) = act(g) · u / s |
+//! | `down_in` behind ReLU | rows and bias of `up` | max(u/s, 0) = max(u, 0) / s for s above zero |
 //! | `o_in` | rows and bias of `v` | attention averages values with weights that sum to one |
 //!
 //! Behind a rotation in the forward pass ([`crate::rotate`]), which nothing can be folded through, any site's scales
 //! become a part of it.
+//!
+//! Windows, caps and norms of queries and keys do not touch this: they decide the weights of that average. In a parallel
+//! block gate and up read `attn_in` beside q, k and v and follow it. What `mlp_in` gives to a router it gives to every
+//! expert: all of them follow `layers.N.mlp_in`, and an expert's own `mlp_in` is refused.
 //!
 //! The linears that read the site have their columns multiplied. Under grouped-query attention several channels of
 //! `o_in` come from one channel of `v` and must share a scale: [`Decoder::sharing`] says which.
@@ -15,8 +20,9 @@
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::decoder::Decoder;
+use crate::decoder::{Block, Decoder};
 use crate::linear::{Group, Linear};
+use crate::mlp::Mlp;
 use crate::norm::Normalisation;
 use crate::site::{Port, Site};
 
@@ -36,6 +42,14 @@ pub enum RescaleError {
     NotFoldable {
         /// The site.
         site: Site,
+    },
+    /// The site is there and takes no scale by itself, or a part like it is elsewhere.
+    #[error("{site} cannot be rescaled: {why}")]
+    Refused {
+        /// The site.
+        site: Site,
+        /// The reason, and what to do instead.
+        why: &'static str,
     },
     /// Not one scale per channel.
     #[error("{site} has {channels} channels and was given {found} scales; give one per channel")]
@@ -97,16 +111,34 @@ impl Decoder {
             let group = groups.into_iter().find(|(at, _)| *at == site)?.1;
             return Some((0..group.linears[0].weight.dims()[1]).collect());
         }
-        match (site.layer, site.port) {
-            (Some(layer), _) if layer >= a.layers => None,
-            (Some(_), Port::AttnIn | Port::MlpIn) | (None, Port::HeadIn) => Some((0..a.hidden).collect()),
-            (Some(_), Port::DownIn) => Some((0..a.mlp.intermediate).collect()),
-            (Some(_), Port::OIn) => {
+        let all = |channels: usize| Some((0..channels).collect());
+        let Some(layer) = site.layer else {
+            return if site == Site::HEAD { all(a.hidden) } else { None };
+        };
+        let block = self.blocks.get(layer)?;
+        match (site.port, site.expert) {
+            (Port::AttnIn, None) => all(a.hidden),
+            (Port::MlpIn, None) => block.mlp.norm().and_then(|_| all(a.hidden)),
+            (Port::DownIn, expert) => block.producer(expert).and_then(|_| all(a.mlp.intermediate)),
+            (Port::OIn, None) => {
                 let (d, shared) = (a.attention.head_dim, a.attention.heads / a.attention.kv_heads);
                 Some((0..a.attention.heads * d).map(|c| c / d / shared * d + c % d).collect())
             }
             _ => None,
         }
+    }
+
+    /// The groups whose columns follow the channels of a site in [`Decoder::rescale`]: all that read what one norm gives,
+    /// else the site's own. Empty where nothing can be rescaled.
+    pub fn followers(&self, site: Site) -> Vec<&Group> {
+        let followed = |other: Site| match (site.port, site.expert) {
+            (Port::MlpIn, None) => (other.layer, other.port) == (site.layer, site.port),
+            _ => other == site,
+        };
+        if self.sharing(site).is_none() {
+            return Vec::new();
+        }
+        self.groups().into_iter().filter(|(other, _)| followed(*other)).map(|(_, group)| group).collect()
     }
 
     /// Divides channel c of the site's activation by `scales[c]`, in the weights of what produces it, and multiplies
@@ -148,44 +180,74 @@ impl Decoder {
             self.online.insert(site, divided);
             return Ok(());
         }
-        let Some(layer) = site.layer else {
-            let (head, norm) = (multiplied(&self.head)?, divided_norm(&self.final_norm)?);
-            (self.head, self.final_norm) = (head, norm);
-            if let Some(prefix) = &mut self.prefix {
-                prefix.last =
-                    prefix.last.clone() / channels(scales, &prefix.last).reshape([1, 1, scales.len()]);
+
+        let groups = self.followers(site).into_iter().map(multiplied).collect::<Result<Vec<_>, _>>()?;
+        let norm = self.norm_before(site).map(divided_norm).transpose()?;
+        let producer = site.layer.and_then(|layer| match site.port {
+            Port::OIn => Some(&self.blocks[layer].qkv.linears[2]),
+            Port::DownIn => self.blocks[layer].producer(site.expert),
+            _ => None,
+        });
+        let producer = producer.map(divided_rows).transpose()?;
+
+        for (old, new) in self.followers_mut(site).into_iter().zip(groups) {
+            *old = new;
+        }
+        if let (Some(old), Some(new)) = (self.norm_before_mut(site), norm) {
+            *old = new;
+        }
+        if let (Some(layer), Some(new)) = (site.layer, producer) {
+            let block = &mut self.blocks[layer];
+            match site.port {
+                Port::OIn => block.qkv.linears[2] = new,
+                _ => *block.producer_mut(site.expert).expect("it was read above") = new,
             }
-            return Ok(());
-        };
-        let block = &mut self.blocks[layer];
-        match site.port {
-            Port::AttnIn => {
-                let (qkv, norm) = (multiplied(&block.qkv)?, divided_norm(&block.attn_norm)?);
-                (block.qkv, block.attn_norm) = (qkv, norm);
-            }
-            Port::MlpIn => {
-                let (gate_up, norm) = (multiplied(&block.gate_up)?, divided_norm(&block.mlp_norm)?);
-                (block.gate_up, block.mlp_norm) = (gate_up, norm);
-            }
-            Port::DownIn => {
-                let (down, up) = (multiplied(&block.down)?, divided_rows(&block.gate_up.linears[1])?);
-                (block.down, block.gate_up.linears[1]) = (down, up);
-            }
-            Port::OIn => {
-                let (o, v) = (multiplied(&block.o)?, divided_rows(&block.qkv.linears[2])?);
-                (block.o, block.qkv.linears[2]) = (o, v);
-                if let Some(prefix) = &mut self.prefix {
+        }
+        if let Some(prefix) = &mut self.prefix {
+            match (site.layer, site.port) {
+                (None, Port::HeadIn) => {
+                    let scales = channels(scales, &prefix.last).reshape([1, 1, scales.len()]);
+                    prefix.last = prefix.last.clone() / scales;
+                }
+                (Some(layer), Port::OIn) => {
                     let values = &mut prefix.cache.blocks_mut()[layer].values;
                     let [_, kv_heads, _, head_dim] = values.dims();
                     let scales = channels(&producer_scales, values).reshape([1, kv_heads, 1, head_dim]);
                     *values = values.clone() / scales;
                 }
-            }
-            Port::KPre | Port::Q | Port::K | Port::V | Port::HeadIn => {
-                unreachable!("{site} shares nothing and was refused")
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    /// As [`Decoder::followers`], of a site that can be rescaled, to be changed in place.
+    fn followers_mut(&mut self, site: Site) -> Vec<&mut Group> {
+        let followed = |other: Site| match (site.port, site.expert) {
+            (Port::MlpIn, None) => (other.layer, other.port) == (site.layer, site.port),
+            _ => other == site,
+        };
+        self.groups_mut().into_iter().filter(|(other, _)| followed(*other)).map(|(_, group)| group).collect()
+    }
+
+    /// The norm that gives a site's activation.
+    fn norm_before(&self, site: Site) -> Option<&Normalisation> {
+        match (site.layer, site.port) {
+            (None, Port::HeadIn) => Some(&self.final_norm),
+            (Some(layer), Port::AttnIn) => Some(&self.blocks[layer].attn_norm),
+            (Some(layer), Port::MlpIn) => self.blocks[layer].mlp.norm(),
+            _ => None,
+        }
+    }
+
+    /// As [`Decoder::norm_before`], to be changed in place.
+    fn norm_before_mut(&mut self, site: Site) -> Option<&mut Normalisation> {
+        match (site.layer, site.port) {
+            (None, Port::HeadIn) => Some(&mut self.final_norm),
+            (Some(layer), Port::AttnIn) => Some(&mut self.blocks[layer].attn_norm),
+            (Some(layer), Port::MlpIn) => self.blocks[layer].mlp.norm_mut(),
+            _ => None,
+        }
     }
 
     /// Why a site has no [`Decoder::sharing`].
@@ -195,7 +257,50 @@ impl Decoder {
             Some(layer) => layer < layers && site.port != Port::HeadIn,
             None => site.port == Port::HeadIn,
         };
-        if exists { RescaleError::NotFoldable { site } } else { RescaleError::NoSuchSite { site, layers } }
+        let Some(block) = site.layer.filter(|_| exists).map(|layer| &self.blocks[layer]) else {
+            return if exists {
+                RescaleError::NotFoldable { site }
+            } else {
+                RescaleError::NoSuchSite { site, layers }
+            };
+        };
+        let experts = match &block.mlp {
+            Mlp::Experts { experts, .. } => experts.len(),
+            _ => 0,
+        };
+        let why = match (&block.mlp, site.port, site.expert) {
+            (_, _, Some(expert)) if expert >= experts => "the model has no such expert",
+            (_, Port::MlpIn, Some(_)) => {
+                "router and experts read what one norm gives; rescale the block's mlp_in, which all of them follow"
+            }
+            (Mlp::Parallel { .. }, Port::MlpIn, None) => {
+                "in a parallel block gate and up read attn_in beside q, k and v; rescale attn_in"
+            }
+            (Mlp::Experts { .. }, Port::DownIn, None) => "every expert has its own; name one",
+            (Mlp::Plain { .. }, Port::DownIn, None) => {
+                "the activation before it is not homogeneous: act(u/s) is not act(u)/s"
+            }
+            _ => return RescaleError::NotFoldable { site },
+        };
+        RescaleError::Refused { site, why }
+    }
+}
+
+impl Block {
+    /// The linear whose rows can take a division of `down_in`: up, where the activation lets it through.
+    fn producer(&self, expert: Option<usize>) -> Option<&Linear> {
+        match (&self.mlp, expert) {
+            (Mlp::Parallel { .. }, None) => Some(&self.qkv.linears[4]),
+            _ => self.mlp.homogeneous_up(expert),
+        }
+    }
+
+    /// As [`Block::producer`], to be changed in place.
+    fn producer_mut(&mut self, expert: Option<usize>) -> Option<&mut Linear> {
+        match (&self.mlp, expert) {
+            (Mlp::Parallel { .. }, None) => Some(&mut self.qkv.linears[4]),
+            _ => self.mlp.homogeneous_up_mut(expert),
+        }
     }
 }
 

@@ -151,6 +151,52 @@ per_processor! {
     }
 }
 
+per_processor! {
+    /// gate ← gelu(gate) · up, gelu in its tanh form: with u = sqrt(2/π) · (x + 0.044715 x³), x/2 · (1 + tanh u) is
+    /// x / (1 + e^−2u).
+    pub fn gelu_tanh_times(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            *g = gelu_tanh(*g) * u;
+        }
+    }
+}
+
+per_processor! {
+    /// x ← gelu(x), in its tanh form
+    pub fn gelu_tanh_all(values: &mut [f32]) {
+        for x in values {
+            *x = gelu_tanh(*x);
+        }
+    }
+}
+
+per_processor! {
+    /// x ← x / (1 + e^−x)
+    pub fn silu_all(values: &mut [f32]) {
+        for x in values {
+            *x /= 1.0 + exp(-*x);
+        }
+    }
+}
+
+per_processor! {
+    /// x ← cap · tanh(factor · x / cap), within 10⁻⁷ of the cap
+    pub fn soft_cap(values: &mut [f32], factor: f32, cap: f32) {
+        let factor = factor / cap;
+        for x in values {
+            let y = *x * factor;
+            let t = exp(-2.0 * y.abs());
+            *x = (cap * (1.0 - t) / (1.0 + t)).copysign(y);
+        }
+    }
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const TWO_ROOT: f32 = 1.595_769_1;
+    x / (1.0 + exp(-TWO_ROOT * (x + 0.044_715 * x * x * x)))
+}
+
 /// e^x within 2 units in the last place, without a branch, so that loops over it become vector code.
 ///
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, e^r by the polynomial of Cephes' `expf`, and 2^n through the exponent bits.
@@ -196,6 +242,32 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_are_their_formulas() {
+        let values: Vec<f32> = (-3000..3000).map(|i| i as f32 / 100.0).collect();
+        let (mut gelu, mut silu, mut capped, mut gated) =
+            (values.clone(), values.clone(), values.clone(), values.clone());
+        gelu_tanh_all(&mut gelu);
+        silu_all(&mut silu);
+        soft_cap(&mut capped, 0.5, 7.0);
+        gelu_tanh_times(&mut gated, &values);
+        for (i, &x) in values.iter().enumerate() {
+            let x = f64::from(x);
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            let expected = x / 2.0 * (1.0 + u.tanh());
+            let close =
+                |found: f32, expected: f64| (f64::from(found) - expected).abs() <= 1e-6 * x.abs().max(1.0);
+            assert!(close(gelu[i], expected), "gelu({x}) = {}", gelu[i]);
+            assert!(close(gated[i] / x.abs().max(1.0) as f32, expected * x / x.abs().max(1.0)), "gated {x}");
+            assert!(close(silu[i], x / (1.0 + (-x).exp())), "silu({x}) = {}", silu[i]);
+            assert!(close(capped[i], 7.0 * (0.5 * x / 7.0).tanh()), "capped {x}: {}", capped[i]);
+        }
+        let mut extremes = [f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::NAN];
+        soft_cap(&mut extremes, 1.0, 30.0);
+        assert_eq!(extremes[..3], [30.0, -30.0, 0.0]);
+        assert!(extremes[3].is_nan());
     }
 
     #[test]

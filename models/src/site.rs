@@ -12,7 +12,7 @@ use crate::linear::Group;
 /// A named place of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Port {
-    /// Input of q, k and v.
+    /// Input of q, k and v; in a parallel block of gate and up too.
     AttnIn,
     /// Keys before rotary embedding.
     KPre,
@@ -24,7 +24,7 @@ pub enum Port {
     V,
     /// Input of o.
     OIn,
-    /// Input of gate and up.
+    /// Input of gate and up, of a router, or of an expert's gate and up.
     MlpIn,
     /// Input of down.
     DownIn,
@@ -72,32 +72,50 @@ impl Port {
     }
 }
 
-/// A port of a block, or of the whole model.
+/// A port of a block, of an expert in a block, or of the whole model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site {
     /// Zero-based block; `None` for `head_in`.
     pub layer: Option<usize>,
     /// The place.
     pub port: Port,
+    /// Zero-based expert, where the place is an expert's.
+    pub expert: Option<usize>,
 }
 
 impl Site {
     /// A place of block `layer`.
     pub fn block(layer: usize, port: Port) -> Self {
-        Self { layer: Some(layer), port }
+        Self { layer: Some(layer), port, expert: None }
+    }
+
+    /// A place of an expert of block `layer`: `mlp_in`, the tokens that were sent to it, or `down_in`.
+    pub fn expert(layer: usize, expert: usize, port: Port) -> Self {
+        Self { layer: Some(layer), port, expert: Some(expert) }
     }
 
     /// Input of the output head.
-    pub const HEAD: Site = Site { layer: None, port: Port::HeadIn };
+    pub const HEAD: Site = Site { layer: None, port: Port::HeadIn, expert: None };
 }
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.layer {
-            Some(layer) => write!(f, "layers.{layer}.{}", self.port.as_str()),
-            None => f.write_str(self.port.as_str()),
+        let port = self.port.as_str();
+        match (self.layer, self.expert) {
+            (Some(layer), Some(expert)) => write!(f, "layers.{layer}.experts.{expert}.{port}"),
+            (Some(layer), None) => write!(f, "layers.{layer}.{port}"),
+            (None, _) => f.write_str(port),
         }
     }
+}
+
+/// The tokens of one sequence that a router has sent to one expert.
+#[derive(Clone, Copy, Debug)]
+pub struct Routed<'a> {
+    /// Index of the sequence in the batch.
+    pub sequence: usize,
+    /// Indices of the tokens in the sequence, at least one, ascending.
+    pub tokens: &'a [usize],
 }
 
 /// What happens at a site. Every method's default is what the checkpoint computes.
@@ -116,6 +134,16 @@ pub trait Tap {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         let _ = site;
         group.forward(x)
+    }
+
+    /// At a site of an expert, which sees some tokens of one sequence at a time; an expert without tokens is not called.
+    /// By default as [`Tap::linears`], to which these tokens are a sequence.
+    ///
+    /// # Shapes
+    /// `x` is `[1, routed tokens, channels]`; the result as [`Tap::linears`] says.
+    fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
+        let _ = routed;
+        self.linears(site, x, group)
     }
 
     /// At a site without linears (`q`, `k`, `k_pre`, `v`).

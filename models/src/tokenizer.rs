@@ -13,6 +13,8 @@ pub struct Tokenizer {
     eos: Option<u32>,
     adds_bos: bool,
     hash: String,
+    /// Rows of the embedding table.
+    vocabulary: Option<usize>,
 }
 
 /// What can be wrong with a tokenizer.
@@ -73,15 +75,19 @@ impl Tokenizer {
         hasher.update(tokenizer);
         hasher.update(format!("\0bos={bos:?} eos={eos:?} adds_bos={adds_bos}").as_bytes());
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self { inner, bos, eos, adds_bos, hash })
+        Ok(Self { inner, bos, eos, adds_bos, hash, vocabulary: None })
     }
 
-    /// Checks that every id has a row in an embedding table of `vocabulary` rows.
-    pub(crate) fn fits(&self, vocabulary: usize) -> Result<(), TokenizerError> {
-        let highest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
+    /// Checks that every id that stands for text has a row in an embedding table of `vocabulary` rows.
+    ///
+    /// Added tokens may have none, as the image token of Gemma 3's tokenizer has none in its text models; a text that
+    /// spells one out is refused when it is encoded.
+    pub(crate) fn fits(&mut self, vocabulary: usize) -> Result<(), TokenizerError> {
+        let highest = self.inner.get_vocab(false).into_values().max().unwrap_or(0);
         if highest as usize >= vocabulary {
             return Err(TokenizerError::Vocabulary { highest, vocabulary });
         }
+        self.vocabulary = Some(vocabulary);
         Ok(())
     }
 
@@ -104,7 +110,13 @@ impl Tokenizer {
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding =
             self.inner.encode_fast(text, special).map_err(|e| TokenizerError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        if let (Some(vocabulary), Some(&highest)) = (self.vocabulary, ids.iter().max())
+            && highest as usize >= vocabulary
+        {
+            return Err(TokenizerError::Vocabulary { highest, vocabulary });
+        }
+        Ok(ids.to_vec())
     }
 
     /// Text of token ids, special tokens included.

@@ -13,6 +13,8 @@ use models::{Checkpoint, Group, Off, Port, Site, Tap, token_tensor};
 
 use dumps::{assert_close, checkpoint_folder, oracle};
 
+#[path = "oracle/configs.rs"]
+mod configs;
 #[path = "oracle/dumps.rs"]
 mod dumps;
 #[path = "oracle/prefix.rs"]
@@ -72,7 +74,16 @@ fn logits_and_intermediates_agree_with_transformers() {
             (Port::MlpIn, "layers.0.mlp_in"),
             (Port::DownIn, "layers.0.down_in"),
         ] {
-            let (_, expected) = &oracle.tensors[key];
+            // A parallel block has one norm, experts have an input of down each, and OPT turns nothing.
+            let Some((_, expected)) = oracle.tensors.get(key) else {
+                let absent = match key {
+                    "layers.0.q_rope" | "layers.0.k_rope" => name == "opt",
+                    "layers.0.mlp_in" => name.starts_with("cohere"),
+                    _ => name == "mixtral" && key == "layers.0.down_in",
+                };
+                assert!(absent, "{name} has no {key}");
+                continue;
+            };
             assert_close(&format!("{name} {key}"), &keep.0[&Site::block(0, port).to_string()], expected);
         }
         assert_close(

@@ -16,6 +16,9 @@ oracle.safetensors, all from one eager float32 pass over two sequences of T toke
     layers.0.o_in [2, T, heads * head_dim], layers.0.down_in [2, T, intermediate]
     layers.0.output [2, T, hidden]          the residual stream after the block
 
+A model without a part has no tensor of it: no RoPE in OPT, one norm in a block of Command-R, an input of down for every
+expert of Mixtral.
+
 Variants of llama2 for the loader: `llama2-sharded` (the same weights in two files with an index; llama2's oracle
 holds), `llama2-f16` and `llama2-bf16` (rounded weights, their oracle has tokens and logits only, computed in f32 from
 the rounded weights). `llama3/config.rope_parameters.json` says what llama3/config.json says in transformers 5's keys.
@@ -28,13 +31,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama import modeling_llama
+from transformers import AutoConfig, AutoModelForCausalLM
 
-COMMON = {
+LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_act": "silu",
+}
+COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "num_hidden_layers": 2,
@@ -103,20 +107,165 @@ MODELS = {
         "mlp_bias": True,
     },
 }
-LENGTH = {"llama3": 160}  # beyond original_max_position_embeddings
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+# Windows are shorter than the sequences, caps lower than the values, and what a family can choose differs from its
+# default, so that a field that is not read moves the logits.
+FAMILIES = {
+    "gemma": SMALL
+    | {
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "hidden_act": "gelu",
+        "hidden_activation": None,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+    },
+    "gemma2": SMALL
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3": SMALL
+    | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 5000.0,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "attention_bias": False,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+    "qwen2": SMALL
+    | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    },
+    "qwen3": SMALL
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 12,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": 2,
+    },
+    "mistral": SMALL
+    | {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 8,
+        "tie_word_embeddings": False,
+    },
+    "opt": {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 48,
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False,
+        "word_embed_proj_dim": 32,
+        "pad_token_id": 1,
+    },
+    "cohere": SMALL
+    | {
+        "architectures": ["CohereForCausalLM"],
+        "model_type": "cohere",
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "layer_norm_eps": 1e-05,
+        "logit_scale": 0.5,
+        "rope_theta": 8000.0,
+        "use_qk_norm": False,
+    },
+    "cohere-plus": SMALL
+    | {
+        "architectures": ["CohereForCausalLM"],
+        "model_type": "cohere",
+        "hidden_act": "silu",
+        "layer_norm_eps": 1e-05,
+        "logit_scale": 0.8333333333333334,
+        "rope_theta": 75000.0,
+        "tie_word_embeddings": True,
+        "use_qk_norm": True,
+    },
+    "mixtral": SMALL
+    | {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "intermediate_size": 24,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    },
+}
+LENGTH = {"llama3": 160} | {name: 40 for name in FAMILIES}  # beyond original_max_position_embeddings, and windows
 DEFAULT_LENGTH = 24
 
 
 def build(keys, seed):
     """A model whose random weights are large enough that a mistake anywhere moves the logits."""
     generator = torch.Generator().manual_seed(seed)
-    config = LlamaConfig(**copy.deepcopy(keys))  # it writes into nested dictionaries
-    config._attn_implementation = "eager"
-    model = LlamaForCausalLM(config).float().eval()
+    own = copy.deepcopy(keys)  # a configuration writes into nested dictionaries
+    config = AutoConfig.for_model(own.pop("model_type"), **own)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    assert type(model).__name__ == keys["architectures"][0]
+    # Gemma's norms multiply by 1 + w.
+    middle = 0.0 if keys["model_type"].startswith("gemma") else 1.0
     with torch.no_grad():
         for name, w in model.named_parameters():
-            if "norm" in name:
-                w.uniform_(0.5, 1.5, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                w.uniform_(middle - 0.5, middle + 0.5, generator=generator)
             else:
                 w.normal_(0.0, 0.25, generator=generator)
     return model
@@ -135,18 +284,25 @@ def forward(model, tokens):
     def of_output(_inputs, output):
         return output
 
-    block, decoder = model.model.layers[0], model.model
+    def first(module, *names):
+        return next((part for name in names if (part := getattr(module, name, None)) is not None), None)
+
+    decoder = getattr(model.model, "decoder", model.model)
+    block = decoder.layers[0]
+    # In the order in which they are looked for: some names mean another norm where an earlier one is there too.
+    mlp_norms = ["pre_feedforward_layernorm", "final_layer_norm", "post_attention_layernorm"]
     hooks = [
         (decoder.embed_tokens, "embeddings", of_output),
-        (block.input_layernorm, "layers.0.attn_in", of_output),
-        (block.self_attn.o_proj, "layers.0.o_in", of_input),
-        (block.post_attention_layernorm, "layers.0.mlp_in", of_output),
-        (block.mlp.down_proj, "layers.0.down_in", of_input),
+        (first(block, "input_layernorm", "self_attn_layer_norm"), "layers.0.attn_in", of_output),
+        (first(block.self_attn, "o_proj", "out_proj"), "layers.0.o_in", of_input),
+        (first(block, *mlp_norms), "layers.0.mlp_in", of_output),
+        (first(getattr(block, "mlp", block), "down_proj", "fc2"), "layers.0.down_in", of_input),
         (block, "layers.0.output", of_output),
-        (decoder.norm, "final_norm", of_output),
+        (first(decoder, "norm", "final_layer_norm"), "final_norm", of_output),
     ]
-    handles = [module.register_forward_hook(keep(name, get)) for module, name, get in hooks]
-    rotate = modeling_llama.apply_rotary_pos_emb
+    handles = [module.register_forward_hook(keep(name, get)) for module, name, get in hooks if module is not None]
+    modeling = sys.modules[type(model).__module__]
+    rotate = getattr(modeling, "apply_rotary_pos_emb", None)
 
     def rotate_and_keep(*args, **kwargs):
         q, k = rotate(*args, **kwargs)
@@ -154,24 +310,41 @@ def forward(model, tokens):
         seen.setdefault("layers.0.k_rope", k.clone())
         return q, k
 
-    modeling_llama.apply_rotary_pos_emb = rotate_and_keep
+    if rotate is not None:
+        modeling.apply_rotary_pos_emb = rotate_and_keep
     try:
         with torch.no_grad():
             seen["logits"] = model(tokens, use_cache=False).logits
     finally:
-        modeling_llama.apply_rotary_pos_emb = rotate
+        if rotate is not None:
+            modeling.apply_rotary_pos_emb = rotate
         for handle in handles:
             handle.remove()
     return seen
 
 
 def tensors(model):
+    """The weights under the hub's names, which give every expert its own matrices."""
     tied = model.config.tie_word_embeddings
-    return {name: w for name, w in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    named = {name: w for name, w in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    for name in [name for name in named if ".mlp.experts." in name or ".mlp.gate." in name]:
+        w = named.pop(name)
+        moe = name.split(".mlp.")[0] + ".block_sparse_moe"
+        if ".gate." in name:
+            named[f"{moe}.gate.weight"] = w
+            continue
+        for index, matrix in enumerate(w):
+            if name.endswith("down_proj"):
+                named[f"{moe}.experts.{index}.w2.weight"] = matrix
+            else:
+                gate, up = matrix.chunk(2)
+                named[f"{moe}.experts.{index}.w1.weight"] = gate.clone()
+                named[f"{moe}.experts.{index}.w3.weight"] = up.clone()
+    return named
 
 
 def save(path, named):
-    save_file({name: t.contiguous() for name, t in named.items()}, path, metadata={"format": "pt"})
+    save_file({name: t.clone().contiguous() for name, t in named.items()}, path, metadata={"format": "pt"})
 
 
 def write_json(path, value):
@@ -203,8 +376,9 @@ def dump_sharded(out, keys, model):
 def main():
     here = Path(__file__).resolve()
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else here.parents[2] / "models" / "tests" / "oracle"
-    for seed, (name, own) in enumerate(MODELS.items(), start=1):
-        keys = COMMON | own
+    models = {name: LLAMA | COMMON | own for name, own in MODELS.items()}
+    models |= {name: COMMON | own for name, own in FAMILIES.items()}
+    for seed, (name, keys) in enumerate(models.items(), start=1):
         model = build(keys, seed)
         generator = torch.Generator().manual_seed(100 + seed)
         length = LENGTH.get(name, DEFAULT_LENGTH)

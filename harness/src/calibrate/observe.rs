@@ -5,7 +5,7 @@ use std::fmt;
 
 use burn::tensor::Tensor;
 use models::kernel::on_host;
-use models::{Decoder, Group, Off, Port, Site, Tap, token_tensor};
+use models::{Decoder, Group, Off, Port, Routed, Site, Tap, token_tensor};
 
 use super::statistics::{Batch, Depth, NotFinite, SiteStatistics, Statistics};
 
@@ -136,21 +136,29 @@ impl<'a> Observer<'a> {
         if self.fault.is_some() {
             return;
         }
-        let depth = |second_moment| Depth { histogram: self.options.histograms, second_moment };
-        let statistics = match place {
-            Place::Site(site) => self.statistics.sites.entry(site).or_insert_with(|| {
-                SiteStatistics::new(channels, depth(self.options.second_moments.contains(&site)))
-            }),
-            Place::Residual(layer) => {
-                let new = || SiteStatistics::new(channels, depth(false));
-                self.statistics.residual.entry(layer).or_insert_with(new)
-            }
-        };
+        let statistics = place.of(&mut self.statistics, self.options, channels);
         let tokens: Vec<&[u32]> = self.tokens.iter().map(Vec::as_slice).collect();
         let batch =
             Batch { samples: &self.samples, tokens: &tokens, first_position: self.statistics.first_position };
         if let Err(NotFinite { sample }) = statistics.observe(values, &batch, self.options.token_scales) {
             self.fault = Some(CollectError::NotFinite { site: place.to_string(), sample });
+        }
+    }
+
+    /// Takes in what an expert reads of one sequence.
+    fn take_routed(&mut self, site: Site, x: &Tensor<3>, routed: &Routed) {
+        if self.fault.is_some() || !self.options.ports.contains(&site.port) {
+            return;
+        }
+        let (sample, fed) = (self.samples[routed.sequence], &self.tokens[routed.sequence]);
+        let first = self.statistics.first_position;
+        let tokens: Vec<u32> = routed.tokens.iter().map(|&token| fed[token]).collect();
+        let positions: Vec<u32> = routed.tokens.iter().map(|&token| (first + token) as u32).collect();
+        let data = x.to_data();
+        let values = data.as_slice::<f32>().expect("activations are f32");
+        let statistics = Place::Site(site).of(&mut self.statistics, self.options, x.dims()[2]);
+        if let Err(NotFinite { sample }) = statistics.observe_routed(values, sample, &tokens, &positions) {
+            self.fault = Some(CollectError::NotFinite { site: site.to_string(), sample });
         }
     }
 
@@ -172,6 +180,11 @@ impl Tap for Observer<'_> {
         self.inner.linears(site, x, group)
     }
 
+    fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
+        self.take_routed(site, &x, routed);
+        self.inner.routed(site, x, group, routed)
+    }
+
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
         self.inner.tensor(site, x)
     }
@@ -188,6 +201,27 @@ impl Tap for Observer<'_> {
 enum Place {
     Site(Site),
     Residual(usize),
+}
+
+impl Place {
+    /// Its statistics, begun where there are none yet.
+    fn of<'a>(
+        self,
+        statistics: &'a mut Statistics,
+        options: &Options,
+        channels: usize,
+    ) -> &'a mut SiteStatistics {
+        let depth = |second_moment| Depth { histogram: options.histograms, second_moment };
+        match self {
+            Place::Site(site) => statistics.sites.entry(site).or_insert_with(|| {
+                SiteStatistics::new(channels, depth(options.second_moments.contains(&site)))
+            }),
+            Place::Residual(layer) => {
+                let new = || SiteStatistics::new(channels, depth(false));
+                statistics.residual.entry(layer).or_insert_with(new)
+            }
+        }
+    }
 }
 
 impl fmt::Display for Place {

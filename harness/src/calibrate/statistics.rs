@@ -312,6 +312,29 @@ impl SiteStatistics {
         Ok(())
     }
 
+    /// Takes in those tokens of one sample that a router sent to an expert, `values` of `[tokens, channels]`; `positions` are
+    /// theirs in the sample. Scales of single tokens are not kept.
+    ///
+    /// # Errors
+    /// As [`SiteStatistics::observe`].
+    ///
+    /// # Panics
+    /// As [`SiteStatistics::observe`].
+    pub fn observe_routed(
+        &mut self,
+        values: &[f32],
+        sample: usize,
+        tokens: &[u32],
+        positions: &[u32],
+    ) -> Result<(), NotFinite> {
+        assert_eq!(tokens.len(), positions.len(), "one position per token");
+        self.observe(values, &Batch { samples: &[sample], tokens: &[tokens], first_position: 0 }, 0)?;
+        if let Some(seen) = self.sequences.get_mut(&sample) {
+            seen.top.iter_mut().for_each(|at| at.position = positions[at.position as usize]);
+        }
+        Ok(())
+    }
+
     fn add_sequence(
         &mut self,
         blocks: &[Block],

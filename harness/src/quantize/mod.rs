@@ -313,6 +313,15 @@ pub enum StepError {
         /// Tokens of the context.
         context: usize,
     },
+    /// A method that goes through a block group by group, and experts.
+    #[error(
+        "{site}: this solver reads whole sequences, and an expert sees parts of them; leave mlp_in and down_in out of \
+         `sites`, or round them to nearest in a step of their own"
+    )]
+    Experts {
+        /// The first such site.
+        site: Site,
+    },
     /// Too little of something that the step needs.
     #[error("{0}")]
     TooLittle(String),

@@ -49,16 +49,19 @@ fn the_gate_refuses_norms_that_are_not_folded_and_a_mean_that_is_subtracted() {
         let mut unfolded = original.clone();
         let norms = |decoder: &Decoder| {
             let blocks = decoder.blocks.iter();
-            blocks.map(|block| (block.attn_norm.clone(), block.mlp_norm.clone())).collect::<Vec<_>>()
+            let of_mlp = |block: &models::decoder::Block| block.mlp.norm().expect("Llama's").clone();
+            blocks.map(|block| (block.attn_norm.clone(), of_mlp(block))).collect::<Vec<_>>()
         };
         for block in &mut unfolded.blocks {
-            block.attn_norm.weight = block.attn_norm.weight.ones_like();
-            block.mlp_norm.weight = block.mlp_norm.weight.ones_like();
+            for (norm, _) in block.readers_mut() {
+                norm.weight = norm.weight.ones_like();
+            }
         }
         unfolded.final_norm.weight = unfolded.final_norm.weight.ones_like();
         unfolded.rotate_residual(&rotation).unwrap();
         for (block, (attn_norm, mlp_norm)) in unfolded.blocks.iter_mut().zip(norms(&original)) {
-            (block.attn_norm, block.mlp_norm) = (attn_norm, mlp_norm);
+            block.attn_norm = attn_norm;
+            *block.mlp.norm_mut().unwrap() = mlp_norm;
         }
         unfolded.final_norm = original.final_norm.clone();
         assert!(refused(unfolded, "a rotation without folding") > 1e-3, "{name}");

@@ -28,7 +28,7 @@ fn maxima(decoder: &Decoder, seen: &Statistics, site: Site) -> (Vec<f64>, Vec<f6
     let mut activations: Vec<f64> =
         seen.sites[&site].absmax_by_channel().into_iter().map(f64::from).collect();
     let (_, group) = decoder.groups().into_iter().find(|(other, _)| *other == site).unwrap();
-    let mut weights = largest_weights(group);
+    let mut weights = largest_weights(&[group]);
     let producers = decoder.sharing(site).unwrap();
     shared_maxima(&mut activations, &producers);
     shared_maxima(&mut weights, &producers);

@@ -3,8 +3,10 @@
 //! RMSNorm, rotary embedding (plain, linear or Llama-3 scaling), grouped-query attention, SwiGLU, optional biases,
 //! explicit head size, tied or untied head. Source: the hub's `LlamaConfig` and the checkpoints' own `config.json`.
 
-use super::{Config, ConfigError, Family, WeightNames};
-use crate::architecture::{Architecture, Attention, AttentionBias, Bias, Head, Mlp, Norm, Rope, RopeScaling};
+use super::{Config, ConfigError, Family, USUAL, WeightNames};
+use crate::architecture::{
+    Activation, Architecture, Bias, EmbeddingScale, Logits, Mlp, MlpForm, Positions, PostNorms,
+};
 
 pub const FAMILY: Family = Family {
     name: "llama",
@@ -14,120 +16,49 @@ pub const FAMILY: Family = Family {
     read,
 };
 
-static NAMES: WeightNames = WeightNames {
-    embedding: "model.embed_tokens.weight",
-    block: "model.layers.{}",
-    attn_norm: "input_layernorm",
-    q: "self_attn.q_proj",
-    k: "self_attn.k_proj",
-    v: "self_attn.v_proj",
-    o: "self_attn.o_proj",
-    mlp_norm: "post_attention_layernorm",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-    final_norm: "model.norm",
-    head: "lm_head",
-    ignored: &["rotary_emb.inv_freq"],
-};
+static NAMES: WeightNames = USUAL;
 
 fn read(config: &Config) -> Result<Architecture, ConfigError> {
-    let hidden = config.required_size("hidden_size")?;
-    let heads = config.required_size("num_attention_heads")?;
-    let kv_heads = config.size("num_key_value_heads")?.unwrap_or(heads);
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(ConfigError::Contradiction(format!(
-            "`num_key_value_heads` = {kv_heads} does not divide `num_attention_heads` = {heads}"
-        )));
-    }
-    let head_dim = match config.size("head_dim")? {
-        Some(head_dim) => head_dim,
-        None if hidden.is_multiple_of(heads) => hidden / heads,
-        None => {
-            return Err(ConfigError::Contradiction(format!(
-                "`head_dim` is absent and `num_attention_heads` = {heads} does not divide `hidden_size` = {hidden}"
-            )));
-        }
-    };
-    if !head_dim.is_multiple_of(2) {
-        return Err(ConfigError::Contradiction(format!(
-            "`head_dim` = {head_dim} is odd: rotary embedding needs pairs"
-        )));
-    }
-    if let Some(activation) = config.get("hidden_act")
-        && activation != "silu"
-    {
-        return Err(unsupported("hidden_act", activation, "silu"));
-    }
-    if let Some(tp) = config.get("pretraining_tp")
-        && tp != 1
-    {
-        return Err(unsupported("pretraining_tp", tp, "1"));
-    }
-    let attention_bias = config.flag("attention_bias")?.unwrap_or(false);
-    let mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
+    let bias = if config.flag("mlp_bias")?.unwrap_or(false) { Bias::Present } else { Bias::Absent };
+    swiglu(config, Defaults { context: 2048, theta: 10000.0, eps: 1e-6, head_dim: None }, bias)
+}
+
+/// What a family assumes where its `config.json` is silent.
+pub(super) struct Defaults {
+    pub context: usize,
+    pub theta: f64,
+    pub eps: f64,
+    pub head_dim: Option<usize>,
+}
+
+/// A decoder of Llama's form, from which Mistral, Mixtral and Qwen differ by a field or two.
+pub(super) fn swiglu(config: &Config, defaults: Defaults, bias: Bias) -> Result<Architecture, ConfigError> {
+    config.only("pretraining_tp", 1)?;
+    let activation = config.activation("hidden_act", &[("silu", Activation::Silu)])?;
     Ok(Architecture {
         vocabulary: config.required_size("vocab_size")?,
-        hidden,
+        hidden: config.required_size("hidden_size")?,
         layers: config.required_size("num_hidden_layers")?,
-        context: config.size("max_position_embeddings")?.unwrap_or(2048),
-        attention: Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            bias: if attention_bias { AttentionBias::All } else { AttentionBias::Absent },
-        },
+        context: config.size("max_position_embeddings")?.unwrap_or(defaults.context),
+        attention: config.attention(defaults.head_dim)?,
         mlp: Mlp {
             intermediate: config.required_size("intermediate_size")?,
-            bias: if mlp_bias { Bias::Present } else { Bias::Absent },
+            bias,
+            form: MlpForm::Gated(activation),
         },
-        norm: Norm::Rms { eps: config.number("rms_norm_eps")?.unwrap_or(1e-6) },
-        rope: rope(config)?,
-        head: if config.flag("tie_word_embeddings")?.unwrap_or(false) { Head::Tied } else { Head::Untied },
+        norm: config.rms_norm(defaults.eps)?,
+        positions: Positions::Rotary(config.rope(defaults.theta)?),
+        head: config.head(false)?,
+        embedding: EmbeddingScale::Absent,
+        post_norms: PostNorms::Absent,
+        logits: Logits::Plain,
     })
-}
-
-/// Older files say `rope_theta` and `rope_scaling`, newer ones put both into `rope_parameters`.
-fn rope(config: &Config) -> Result<Rope, ConfigError> {
-    let newer = config.get("rope_parameters");
-    let scaling = newer.or_else(|| config.get("rope_scaling"));
-    let theta = match newer.and_then(|parameters| parameters.get("rope_theta")) {
-        Some(theta) => theta.as_f64(),
-        None => config.number("rope_theta")?,
-    }
-    .unwrap_or(10000.0);
-    let Some(scaling) = scaling else {
-        return Ok(Rope { theta, scaling: RopeScaling::Plain });
-    };
-    let kind = scaling.get("rope_type").or_else(|| scaling.get("type"));
-    let number = |field: &'static str| {
-        scaling.get(field).and_then(serde_json::Value::as_f64).ok_or(ConfigError::Missing(field))
-    };
-    let scaling = match kind.and_then(serde_json::Value::as_str) {
-        Some("default") => RopeScaling::Plain,
-        Some("linear") => RopeScaling::Linear { factor: number("factor")? },
-        Some("llama3") => RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low: number("low_freq_factor")?,
-            high: number("high_freq_factor")?,
-            original_context: number("original_max_position_embeddings")? as usize,
-        },
-        _ => return Err(unsupported("rope_scaling", scaling, "default, linear, llama3")),
-    };
-    Ok(Rope { theta, scaling })
-}
-
-fn unsupported(field: &str, found: &serde_json::Value, supported: &str) -> ConfigError {
-    ConfigError::UnsupportedValue {
-        field: field.into(),
-        found: found.to_string(),
-        supported: format!("supported: {supported}"),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::architecture::RopeScaling;
     use serde_json::json;
 
     fn llama2() -> serde_json::Value {

@@ -1,12 +1,23 @@
 //! The registry of families: one file and one line each.
 //!
-//! A family is data: how its `config.json` becomes an [`Architecture`], and what its tensors are called.
-
-use serde_json::Value;
+//! A family is data: how its `config.json` becomes an [`Architecture`], and what its tensors are called. What several
+//! read alike stands in [`config`].
 
 use crate::architecture::Architecture;
 
+mod cohere;
+pub mod config;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod llama;
+mod mistral;
+mod mixtral;
+mod opt;
+mod qwen2;
+mod qwen3;
+
+pub use config::{Config, ConfigError};
 
 /// A family of checkpoints.
 pub struct Family {
@@ -23,16 +34,30 @@ pub struct Family {
 }
 
 /// Every family, in alphabetical order.
-pub const FAMILIES: &[Family] = &[llama::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    cohere::FAMILY,
+    gemma::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    mixtral::FAMILY,
+    opt::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+];
 
-/// Names of a family's tensors, without `.weight`; the embedding's with it.
+/// Names of a family's tensors, without `.weight`; those of the two tables with it. What an architecture does not have
+/// is not looked for.
 #[derive(Debug)]
 pub struct WeightNames {
     /// Embedding table.
     pub embedding: &'static str,
+    /// Table of learned positions.
+    pub positions: &'static str,
     /// Prefix of a block, `{}` standing for its index.
     pub block: &'static str,
-    /// Norm before attention.
+    /// Norm before attention; in a parallel block, the only one.
     pub attn_norm: &'static str,
     /// Query projection.
     pub q: &'static str,
@@ -40,8 +65,14 @@ pub struct WeightNames {
     pub k: &'static str,
     /// Value projection.
     pub v: &'static str,
+    /// Norm of queries.
+    pub q_norm: &'static str,
+    /// Norm of keys.
+    pub k_norm: &'static str,
     /// Output projection of attention.
     pub o: &'static str,
+    /// Norm of what attention gives.
+    pub attn_post_norm: &'static str,
     /// Norm before the feed-forward part.
     pub mlp_norm: &'static str,
     /// Gate projection.
@@ -50,6 +81,14 @@ pub struct WeightNames {
     pub up: &'static str,
     /// Down projection.
     pub down: &'static str,
+    /// The router of experts.
+    pub router: &'static str,
+    /// Prefix of an expert, `{}` standing for its index.
+    pub expert: &'static str,
+    /// An expert's gate, up and down projections.
+    pub of_expert: [&'static str; 3],
+    /// Norm of what the feed-forward part gives.
+    pub mlp_post_norm: &'static str,
     /// Final norm.
     pub final_norm: &'static str,
     /// Output head.
@@ -58,104 +97,44 @@ pub struct WeightNames {
     pub ignored: &'static [&'static str],
 }
 
+/// The names that most families have, from Llama on.
+const USUAL: WeightNames = WeightNames {
+    embedding: "model.embed_tokens.weight",
+    positions: "model.embed_positions.weight",
+    block: "model.layers.{}",
+    attn_norm: "input_layernorm",
+    q: "self_attn.q_proj",
+    k: "self_attn.k_proj",
+    v: "self_attn.v_proj",
+    q_norm: "self_attn.q_norm",
+    k_norm: "self_attn.k_norm",
+    o: "self_attn.o_proj",
+    attn_post_norm: "post_attention_layernorm",
+    mlp_norm: "post_attention_layernorm",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
+    router: "block_sparse_moe.gate",
+    expert: "block_sparse_moe.experts.{}",
+    of_expert: ["w1", "w3", "w2"],
+    mlp_post_norm: "post_feedforward_layernorm",
+    final_norm: "model.norm",
+    head: "lm_head",
+    ignored: &["rotary_emb.inv_freq"],
+};
+
+/// Those of families with norms on what attention and the feed-forward part give.
+const WITH_POST_NORMS: WeightNames = WeightNames { mlp_norm: "pre_feedforward_layernorm", ..USUAL };
+
 impl WeightNames {
     /// The full name of a part of block `layer`.
     pub fn block(&self, layer: usize, part: &str) -> String {
         format!("{}.{part}", self.block.replace("{}", &layer.to_string()))
     }
-}
 
-/// What is wrong with a `config.json`.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// The file names no architecture.
-    #[error("`architectures` is missing or empty")]
-    NoArchitecture,
-    /// No family reads it.
-    #[error("unsupported architecture `{found}`; supported: {supported}")]
-    UnsupportedArchitecture {
-        /// What the file says.
-        found: String,
-        /// What is there.
-        supported: String,
-    },
-    /// A field that the architecture needs.
-    #[error("`{0}` is missing")]
-    Missing(&'static str),
-    /// A field of another type than expected.
-    #[error("`{field}` should be {expected}, not {found}")]
-    WrongType {
-        /// The field.
-        field: String,
-        /// A type, in words.
-        expected: &'static str,
-        /// The JSON found.
-        found: String,
-    },
-    /// A value that would change the result and is not implemented.
-    #[error("`{field}` = {found} is not supported: {supported}")]
-    UnsupportedValue {
-        /// The field.
-        field: String,
-        /// The JSON found.
-        found: String,
-        /// What is.
-        supported: String,
-    },
-    /// Fields that contradict each other.
-    #[error("{0}")]
-    Contradiction(String),
-}
-
-/// A parsed `config.json`.
-#[derive(Debug, Clone)]
-pub struct Config(pub Value);
-
-impl Config {
-    /// The family that reads this config.
-    pub fn family(&self) -> Result<&'static Family, ConfigError> {
-        let found = self.0["architectures"][0].as_str().ok_or(ConfigError::NoArchitecture)?;
-        FAMILIES.iter().find(|family| family.architectures.contains(&found)).ok_or_else(|| {
-            let supported: Vec<_> = FAMILIES.iter().flat_map(|f| f.architectures.iter().copied()).collect();
-            ConfigError::UnsupportedArchitecture { found: found.into(), supported: supported.join(", ") }
-        })
+    /// The full names of gate, up and down of an expert of block `layer`.
+    pub fn expert(&self, layer: usize, expert: usize) -> [String; 3] {
+        let prefix = self.expert.replace("{}", &expert.to_string());
+        self.of_expert.map(|part| self.block(layer, &format!("{prefix}.{part}")))
     }
-
-    /// A field, `None` where it is absent or null.
-    pub fn get(&self, field: &str) -> Option<&Value> {
-        self.0.get(field).filter(|value| !value.is_null())
-    }
-
-    /// A positive whole number, where present.
-    pub fn size(&self, field: &str) -> Result<Option<usize>, ConfigError> {
-        self.get(field)
-            .map(|value| match value.as_u64() {
-                Some(n) if n > 0 => Ok(n as usize),
-                _ => Err(wrong_type(field, "a positive whole number", value)),
-            })
-            .transpose()
-    }
-
-    /// A positive whole number that must be there.
-    pub fn required_size(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.size(field)?.ok_or(ConfigError::Missing(field))
-    }
-
-    /// A number, where present.
-    pub fn number(&self, field: &str) -> Result<Option<f64>, ConfigError> {
-        self.get(field)
-            .map(|value| value.as_f64().ok_or_else(|| wrong_type(field, "a number", value)))
-            .transpose()
-    }
-
-    /// A truth value, where present.
-    pub fn flag(&self, field: &str) -> Result<Option<bool>, ConfigError> {
-        self.get(field)
-            .map(|value| value.as_bool().ok_or_else(|| wrong_type(field, "true or false", value)))
-            .transpose()
-    }
-}
-
-fn wrong_type(field: &str, expected: &'static str, found: &Value) -> ConfigError {
-    ConfigError::WrongType { field: field.into(), expected, found: found.to_string() }
 }

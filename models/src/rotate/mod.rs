@@ -2,7 +2,7 @@
 //!
 //! | what | activation | weights |
 //! |---|---|---|
-//! | [`Decoder::rotate_residual`] | the stream x ↦ x·Q, and so `attn_in`, `mlp_in`, `head_in` | embedding E·Q; q, k, v, gate, up, head W·diag(γ)·Q; o, down Qᵀ·W; norms keep no weight |
+//! | [`Decoder::rotate_residual`] | the stream x ↦ x·Q, and so `attn_in`, `mlp_in`, `head_in` | embedding and learned positions E·Q; q, k, v, gate, up, router, head W·diag(γ)·Q; o, down Qᵀ·W; norms keep no weight |
 //! | [`Decoder::rotate_values`] | values of a head v ↦ v·R, and so `o_in` | v Rᵀ·W, o W·R, head by head |
 //! | [`Decoder::rotate_queries_and_keys`] | q and k behind rotary embedding, [online] | none: (q·R)·(k·R) = q·k |
 //! | [`Decoder::rotate_online`] | what a group reads, [online] | the group's W·R |
@@ -53,6 +53,12 @@ pub enum RotateError {
         /// Blocks of the decoder.
         layers: usize,
     },
+    /// Norms with weights between a block's outputs and the stream: Gemma 2's and 3's.
+    #[error(
+        "the residual stream of this model cannot be rotated: what a block adds to it passes a norm with weights of its own, \
+         and weights do not commute with a rotation; rotate the other sites"
+    )]
+    PostNorms,
     /// A second rotation inside the forward pass.
     #[error("{site} is rotated in the forward pass already; one rotation can do what two would")]
     Twice {
@@ -78,18 +84,31 @@ impl Decoder {
     /// [`RotateError`], before anything is changed.
     pub fn rotate_residual(&mut self, rotation: &Hadamard) -> Result<(), RotateError> {
         self.check_width("the residual stream", self.architecture.hidden, rotation)?;
-        let centred = matches!(self.final_norm.kind, Norm::Layer { .. });
+        if self.blocks.iter().any(|block| block.post_norms.is_some()) {
+            return Err(RotateError::PostNorms);
+        }
+        let centred = matches!(self.final_norm.kind, Norm::Layer { .. } | Norm::LayerUnbiased { .. });
         let first = if centred { First::Centre } else { First::Nothing };
         let embedding =
             rows_rotated(&self.embedding, first, rotation).ok_or_else(|| range("the embedding"))?;
+        let positions = match &self.positions {
+            Some(table) => {
+                let rotated = rows_rotated(table, first, rotation);
+                Some(rotated.ok_or_else(|| range("the table of positions"))?)
+            }
+            None => None,
+        };
         let mut blocks = self.blocks.clone();
         for block in &mut blocks {
-            block.qkv = behind(&block.attn_norm, &block.qkv, rotation)?;
-            block.gate_up = behind(&block.mlp_norm, &block.gate_up, rotation)?;
-            block.o = each(&block.o, |linear| gives_rotated(linear, first, rotation))?;
-            block.down = each(&block.down, |linear| gives_rotated(linear, first, rotation))?;
-            block.attn_norm = without_weights(&block.attn_norm);
-            block.mlp_norm = without_weights(&block.mlp_norm);
+            for (norm, groups) in block.readers_mut() {
+                for group in groups {
+                    *group = behind(norm, group, rotation)?;
+                }
+                *norm = without_weights(norm);
+            }
+            for group in block.writers_mut() {
+                *group = each(group, |linear| gives_rotated(linear, first, rotation))?;
+            }
         }
         let head = behind(&self.final_norm, &self.head, rotation)?;
         if let Some(prefix) = &mut self.prefix {
@@ -105,7 +124,7 @@ impl Decoder {
             prefix.last = Tensor::from_data(TensorData::new(last, prefix.last.dims()), &prefix.last.device());
         }
         self.final_norm = without_weights(&self.final_norm);
-        (self.embedding, self.blocks, self.head) = (embedding, blocks, head);
+        (self.embedding, self.positions, self.blocks, self.head) = (embedding, positions, blocks, head);
         Ok(())
     }
 
@@ -238,7 +257,7 @@ fn weights_of(norm: &Normalisation) -> (Vec<f64>, Option<Vec<f64>>) {
 /// The norm that neither multiplies nor adds, of a stream whose mean is zero where the norm would subtract it.
 fn without_weights(norm: &Normalisation) -> Normalisation {
     let (kind, weight) = match norm.kind {
-        Norm::Rms { eps } | Norm::Layer { eps } => (Norm::Rms { eps }, norm.weight.ones_like()),
+        Norm::Rms { eps } | Norm::Layer { eps } | Norm::LayerUnbiased { eps } => (Norm::Rms { eps }, norm.weight.ones_like()),
         Norm::RmsOffset { eps } => (Norm::RmsOffset { eps }, norm.weight.zeros_like()),
     };
     Normalisation { kind, weight, bias: None }

@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::hadamard::{Hadamard, OnDevice};
 use crate::linear::Group;
-use crate::site::{Site, Tap};
+use crate::site::{Routed, Site, Tap};
 
 /// What happens to the activation of one site before the tap sees it.
 #[derive(Clone, Debug)]
@@ -105,6 +105,10 @@ impl Tap for Turning<'_> {
 
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         self.inner.linears(site, self.online.forward(site, x), group)
+    }
+
+    fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
+        self.inner.routed(site, self.online.forward(site, x), group, routed)
     }
 
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {

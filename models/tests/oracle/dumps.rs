@@ -8,8 +8,24 @@ use burn::tensor::Device;
 use models::{Checkpoint, Decoder};
 use safetensors::{Dtype, SafeTensors};
 
-/// Multi-head, grouped-query with scaled frequencies, tied, with biases.
-pub const ORACLES: [&str; 4] = ["llama2", "llama3", "smollm2", "llama-bias"];
+/// Llama: multi-head, grouped-query with scaled frequencies, tied, with biases. Then every other family, and Command-R+,
+/// which norms queries and keys.
+pub const ORACLES: [&str; 14] = [
+    "llama2",
+    "llama3",
+    "smollm2",
+    "llama-bias",
+    "cohere",
+    "cohere-plus",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "mistral",
+    "mixtral",
+    "opt",
+    "qwen2",
+    "qwen3",
+];
 
 /// The host's fused path and the path of tensor operations.
 pub fn devices() -> [Device; 2] {

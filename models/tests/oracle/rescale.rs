@@ -9,12 +9,10 @@ use models::{Decoder, Off, Port, RescaleError, Site, token_tensor};
 
 use crate::dumps::{ORACLES, load, oracle};
 
-const FOLDABLE: [Port; 4] = [Port::AttnIn, Port::OIn, Port::MlpIn, Port::DownIn];
-
+/// Every group's site, but for the experts' `mlp_in`, which follow the router's.
 fn sites(decoder: &Decoder) -> Vec<Site> {
-    let layers = 0..decoder.blocks.len();
-    let blocks = layers.flat_map(|layer| FOLDABLE.map(|port| Site::block(layer, port)));
-    blocks.chain([Site::HEAD]).collect()
+    let sites = decoder.groups().into_iter().map(|(site, _)| site);
+    sites.filter(|site| site.expert.is_none() || site.port == Port::DownIn).collect()
 }
 
 /// Between 0.2 and 5, even in the logarithm, equal where the site's channels share.
@@ -48,8 +46,8 @@ fn weights(decoder: &Decoder) -> BTreeMap<String, Vec<u32>> {
             found.insert(format!("{} bias", linear.name), linear.bias.iter().flat_map(bits).collect());
         }
     }
-    let norms = decoder.blocks.iter().flat_map(|block| [&block.attn_norm, &block.mlp_norm]);
-    for (i, norm) in norms.chain([&decoder.final_norm]).enumerate() {
+    let norms = decoder.blocks.iter().flat_map(|block| [Some(&block.attn_norm), block.mlp.norm()]);
+    for (i, norm) in norms.flatten().chain([&decoder.final_norm]).enumerate() {
         found.insert(format!("norm {i}"), bits(&norm.weight));
         found.insert(format!("norm {i} bias"), norm.bias.iter().flat_map(bits).collect());
     }
@@ -102,6 +100,10 @@ fn powers_of_two_change_no_bit_of_the_logits() {
         let mut decoder = load(name, &Device::flex());
         let expected = logits(&mut decoder, &tokens);
         for site in sites(&decoder) {
+            let normed = matches!(site.port, Port::AttnIn | Port::MlpIn | Port::HeadIn);
+            if normed && matches!(decoder.architecture.norm, Norm::RmsOffset { .. }) {
+                continue; // (1 + w)/s - 1 is rounded
+            }
             let sharing = decoder.sharing(site).unwrap();
             let scales: Vec<f64> = sharing.iter().map(|c| 2f64.powi((c * 7 % 5) as i32 - 2)).collect();
             decoder.rescale(site, &scales).unwrap();
@@ -125,12 +127,14 @@ fn scales_of_one_change_no_bit_of_the_weights() {
 
 #[test]
 fn other_norms_take_the_division_too() {
-    for norm in [Norm::RmsOffset { eps: 1e-6 }, Norm::Layer { eps: 1e-5 }] {
+    let llama = FAMILIES.iter().find(|family| family.name == "llama").unwrap();
+    for norm in [Norm::RmsOffset { eps: 1e-6 }, Norm::Layer { eps: 1e-5 }, Norm::LayerUnbiased { eps: 1e-5 }]
+    {
         let mut architecture = load("llama-bias", &Device::flex()).architecture;
         architecture.norm = norm;
         let mut seed = 0;
         let mut plain =
-            Decoder::from_tensors(&architecture, FAMILIES[0].names, &Device::flex(), &mut |_, shape| {
+            Decoder::from_tensors(&architecture, llama.names, &Device::flex(), &mut |_, shape| {
                 seed += 1;
                 let count: usize = shape.iter().product();
                 let value = |i: usize| ((i * i * 13 + i * 29 + seed * 71) % 1009) as f32 / 1009.0 - 0.5;
@@ -191,7 +195,7 @@ fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
     }
     let error = refused(Site::block(2, Port::AttnIn), &[1.0; 32], &["2 layers"]);
     assert!(matches!(error, RescaleError::NoSuchSite { .. }));
-    let nowhere = Site { layer: Some(0), port: Port::HeadIn };
+    let nowhere = Site { layer: Some(0), port: Port::HeadIn, expert: None };
     assert!(matches!(refused(nowhere, &[1.0; 32], &[]), RescaleError::NoSuchSite { .. }));
     let error = refused(Site::block(0, Port::Q), &[1.0; 48], &["down_in"]);
     assert!(matches!(error, RescaleError::NotFoldable { .. }));
@@ -205,4 +209,39 @@ fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
         refused(site, &vec![1e-300; channels], &["infinite"]);
         refused(site, &vec![1e300; channels], &["infinite"]);
     }
+}
+
+#[test]
+fn what_a_family_has_elsewhere_is_refused_with_the_reason() {
+    let refused = |name: &str, site: Site, reason: &str| {
+        let mut decoder = load(name, &Device::flex());
+        assert_eq!(decoder.sharing(site), None, "{name} {site}");
+        assert!(decoder.followers(site).is_empty());
+        let before = weights(&decoder);
+        let message = decoder.rescale(site, &[2.0; 32]).unwrap_err().to_string();
+        assert!(message.contains(&site.to_string()) && message.contains(reason), "{message}");
+        assert_eq!(weights(&decoder), before);
+    };
+    refused("cohere", Site::block(1, Port::MlpIn), "rescale attn_in");
+    refused("mixtral", Site::block(1, Port::DownIn), "every expert has its own");
+    refused("mixtral", Site::expert(1, 0, Port::MlpIn), "rescale the block's mlp_in");
+    refused("mixtral", Site::expert(1, 4, Port::DownIn), "no such expert");
+    refused("llama2", Site::expert(1, 0, Port::DownIn), "no such expert");
+    refused("mixtral", Site::expert(2, 0, Port::DownIn), "2 layers");
+}
+
+#[test]
+fn all_that_read_one_norm_follow_it() {
+    let names = |name: &str, site: Site| -> Vec<String> {
+        let decoder = load(name, &Device::flex());
+        let linears = decoder.followers(site).into_iter().flat_map(|group| group.linears.clone());
+        linears.map(|linear| linear.name.rsplit("layers.1.").next().unwrap().to_string()).collect()
+    };
+    let beside = ["q_proj", "k_proj", "v_proj"].map(|part| format!("self_attn.{part}"));
+    let mlp = ["gate_proj", "up_proj"].map(|part| format!("mlp.{part}"));
+    assert_eq!(names("cohere", Site::block(1, Port::AttnIn)), [beside.to_vec(), mlp.to_vec()].concat());
+    let mut routed = vec!["block_sparse_moe.gate".to_string()];
+    routed.extend((0..4).flat_map(|e| ["w1", "w3"].map(|w| format!("block_sparse_moe.experts.{e}.{w}"))));
+    assert_eq!(names("mixtral", Site::block(1, Port::MlpIn)), routed);
+    assert_eq!(names("opt", Site::block(1, Port::MlpIn)), ["fc1"]);
 }

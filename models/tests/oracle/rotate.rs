@@ -168,13 +168,15 @@ fn without_folding_or_with_a_mean_subtracted_the_logits_change() {
         // The weights of the norms stay where they are: as if they were ones when the stream was rotated.
         let mut unfolded = plain.clone();
         for block in &mut unfolded.blocks {
-            block.attn_norm.weight = block.attn_norm.weight.ones_like();
-            block.mlp_norm.weight = block.mlp_norm.weight.ones_like();
+            for (norm, _) in block.readers_mut() {
+                norm.weight = norm.weight.ones_like();
+            }
         }
         unfolded.final_norm.weight = unfolded.final_norm.weight.ones_like();
         unfolded.rotate_residual(&matrix).unwrap();
         for (block, original) in unfolded.blocks.iter_mut().zip(&plain.blocks) {
-            (block.attn_norm, block.mlp_norm) = (original.attn_norm.clone(), original.mlp_norm.clone());
+            block.attn_norm = original.attn_norm.clone();
+            *block.mlp.norm_mut().unwrap() = original.mlp.norm().unwrap().clone();
         }
         unfolded.final_norm = plain.final_norm.clone();
         let error = difference(&logits(&mut unfolded, &tokens), &expected);

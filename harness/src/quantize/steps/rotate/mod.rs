@@ -144,8 +144,9 @@ fn everywhere(decoder: &mut Decoder, port: Port, rotation: &Hadamard) -> Result<
         skipped["skipped"] = format!("no Hadamard matrix of order {}", rotation.order()).into();
         return Ok(skipped);
     }
-    for layer in 0..decoder.architecture.layers {
-        decoder.rotate_online(Site::block(layer, port), rotation)?;
+    let sites = decoder.groups().into_iter().map(|(site, _)| site).filter(|site| site.port == port);
+    for site in sites.collect::<Vec<Site>>() {
+        decoder.rotate_online(site, rotation)?;
     }
     Ok(described(rotation))
 }

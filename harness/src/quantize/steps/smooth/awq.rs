@@ -182,21 +182,24 @@ impl Search<'_> {
 impl Tap for Search<'_> {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         let named = self.step.sites.iter().any(|name| name == site.port.as_str());
-        if let (true, Some(layer), false) = (named && self.is_free(site), site.layer, self.interrupted) {
+        if let (true, Some(layer), false) = (named && site.expert.is_none() && self.is_free(site), site.layer, self.interrupted) {
             let grid = (self.step.grid(), self.step.granularity);
             let decoder = &mut self.decoder;
-            let mut output = |mut outputs: Vec<Tensor<3>>| match site.port {
-                Port::AttnIn => {
-                    let qkv = <[Tensor<3>; 3]>::try_from(outputs).unwrap_or_else(|_| panic!("q, k and v"));
-                    let attended = decoder.attend(layer, qkv);
-                    decoder.blocks[layer].o.forward(attended).swap_remove(0)
+            let mut output = |outputs: Vec<Tensor<3>>| {
+                let between = decoder.between(site, outputs);
+                match site.port {
+                    // Of a parallel block, attention and what down reads stand behind each other.
+                    Port::AttnIn if decoder.blocks[layer].qkv.linears.len() == 3 => {
+                        decoder.blocks[layer].o.forward(between).swap_remove(0)
+                    }
+                    Port::MlpIn => match decoder.groups().into_iter().find(|(at, _)| {
+                        *at == Site { port: Port::DownIn, ..site }
+                    }) {
+                        Some((_, down)) => down.forward(between).swap_remove(0),
+                        None => between,
+                    },
+                    _ => between,
                 }
-                Port::MlpIn => {
-                    let up = outputs.pop().expect("gate and up");
-                    let gated = kernel::silu_times(outputs.swap_remove(0), up);
-                    decoder.blocks[layer].down.forward(gated).swap_remove(0)
-                }
-                _ => outputs.swap_remove(0),
             };
             let best = search(&x, group, grid, self.step.points, &mut output);
             self.found.insert(site, best);

@@ -25,7 +25,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use models::{Decoder, Group, Port, Site, Tap, kernel, token_tensor};
+use models::{Decoder, Group, Port, RescaleError, Site, Tap, token_tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -164,20 +164,10 @@ struct Search<'a> {
 impl Tap for Search<'_> {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         let named = self.step.sites.iter().any(|name| name == site.port.as_str());
-        if let (true, Some(layer), false) = (named, site.layer, self.interrupted) {
+        if named && site.layer.is_some() && !self.interrupted {
             let (bits, steps) = (self.step.bits, self.step.steps);
             let decoder = &mut self.decoder;
-            let mut output = |mut outputs: Vec<Tensor<3>>| match site.port {
-                Port::AttnIn => {
-                    let qkv = <[Tensor<3>; 3]>::try_from(outputs).unwrap_or_else(|_| panic!("q, k and v"));
-                    decoder.attend(layer, qkv)
-                }
-                Port::MlpIn => {
-                    let up = outputs.pop().expect("gate and up");
-                    kernel::silu_times(outputs.swap_remove(0), up)
-                }
-                _ => outputs.swap_remove(0),
-            };
+            let mut output = |outputs: Vec<Tensor<3>>| decoder.between(site, outputs);
             if let Some(best) = search(&x, group, bits, steps, &mut output) {
                 self.found.insert(site, best);
             }
@@ -200,6 +190,13 @@ impl Osplus {
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
         let read = smooth::first_samples(model, self.samples, "OS+")?;
         let mut decoder = model.decoder.clone();
+        let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
+        if let Some((site, _)) =
+            decoder.groups().into_iter().find(|(site, _)| site.expert.is_some() && named(site))
+        {
+            let why = "OS+ searches on whole sequences and an expert sees parts of them; leave its port out of `sites`";
+            return Err(RescaleError::Refused { site, why }.into());
+        }
         let device = decoder.device();
         let mut search = Search {
             step: self,

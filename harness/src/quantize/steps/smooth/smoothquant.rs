@@ -18,7 +18,7 @@
 //! SmoothQuant, arXiv:2211.10438, equation 4; weights' maximum over the concatenated linears and both clamps as in its
 //! released code. Its runs on Llama-2 use α = 0.85, arXiv:2405.14428 uses 0.8; neither smooths o_in or down_in.
 
-use models::{Group, Port};
+use models::{Group, Port, Site};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -72,9 +72,9 @@ pub fn scales(activations: &[f64], weights: &[f64], alpha: f64) -> Vec<f64> {
 }
 
 /// The largest |W_ij| of every input channel j over the linears of a group.
-pub fn largest_weights(group: &Group) -> Vec<f64> {
+pub fn largest_weights(groups: &[&Group]) -> Vec<f64> {
     let mut largest: Vec<f64> = Vec::new();
-    for linear in &group.linears {
+    for linear in groups.iter().flat_map(|group| &group.linears) {
         let data = linear.weight.clone().abs().max_dim(0).try_into_data();
         let data = data.expect("weights can be read from their device");
         let row = data.as_slice::<f32>().expect("weights are f32");
@@ -127,8 +127,11 @@ impl Method for Smoothquant {
         let mut found = Map::new();
         for port in smooth::ports(&self.sites) {
             let groups = model.decoder.groups();
-            let of_port = groups.into_iter().filter(|(site, _)| site.port == port);
-            let fitted: Vec<_> = of_port.map(|(site, group)| (site, largest_weights(group))).collect();
+            // Experts read what the router reads, and follow it.
+            let follows = |site: &Site| site.expert.is_some() && site.port == Port::MlpIn;
+            let of_port = groups.iter().filter(|(site, _)| site.port == port && !follows(site));
+            let fitted: Vec<_> =
+                of_port.map(|(site, _)| (*site, largest_weights(&model.decoder.followers(*site)))).collect();
             for (site, mut weights) in fitted {
                 let seen = statistics.sites.get(&site).ok_or_else(|| {
                     StepError::Statistics(format!("{site}: the calibration pass did not look here"))
@@ -221,7 +224,7 @@ mod tests {
         };
         let group =
             Group { linears: vec![linear(vec![-5.0, 1.0, -2.0, 0.5]), linear(vec![1.0, -0.25, 0.0, -3.0])] };
-        assert_eq!(largest_weights(&group), [5.0, 3.0]);
+        assert_eq!(largest_weights(&[&group]), [5.0, 3.0]);
     }
 
     #[test]
