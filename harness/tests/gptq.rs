@@ -307,8 +307,16 @@ fn hessian_inputs_are_those_of_the_model_they_name() {
         let groups = decoder.groups().into_iter().flat_map(|(_, group)| &group.linears);
         values(&groups.into_iter().find(|linear| linear.name == name).unwrap().weight)
     };
-    let names: Vec<String> =
-        original.groups().into_iter().find(|(at, _)| *at == site).unwrap().1.linears.iter().map(|l| l.name.clone()).collect();
+    let names: Vec<String> = original
+        .groups()
+        .into_iter()
+        .find(|(at, _)| *at == site)
+        .unwrap()
+        .1
+        .linears
+        .iter()
+        .map(|l| l.name.clone())
+        .collect();
     for (inputs, sequential) in
         [("fp", ""), ("wq", "layer"), ("wq", "group"), ("waq", "layer"), ("waq", "group")]
     {

@@ -17,7 +17,9 @@ fn one_block() -> Decoder {
         "intermediate_size": 1536, "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "hidden_act": "silu",
         "tie_word_embeddings": true}"#;
-    let (family, architecture) = read_config(config);
+    let config = Config::new(config.parse().expect("it is JSON"));
+    let family = config.family().expect("Llama is a family");
+    let architecture = (family.read)(&config).expect("a Llama");
     let device = Device::flex();
     let names = family.names;
     let mut random = |_: &str, shape: &[usize]| {

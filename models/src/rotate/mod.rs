@@ -257,7 +257,9 @@ fn weights_of(norm: &Normalisation) -> (Vec<f64>, Option<Vec<f64>>) {
 /// The norm that neither multiplies nor adds, of a stream whose mean is zero where the norm would subtract it.
 fn without_weights(norm: &Normalisation) -> Normalisation {
     let (kind, weight) = match norm.kind {
-        Norm::Rms { eps } | Norm::Layer { eps } | Norm::LayerUnbiased { eps } => (Norm::Rms { eps }, norm.weight.ones_like()),
+        Norm::Rms { eps } | Norm::Layer { eps } | Norm::LayerUnbiased { eps } => {
+            (Norm::Rms { eps }, norm.weight.ones_like())
+        }
         Norm::RmsOffset { eps } => (Norm::RmsOffset { eps }, norm.weight.zeros_like()),
     };
     Normalisation { kind, weight, bias: None }

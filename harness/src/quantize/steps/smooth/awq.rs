@@ -182,7 +182,9 @@ impl Search<'_> {
 impl Tap for Search<'_> {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         let named = self.step.sites.iter().any(|name| name == site.port.as_str());
-        if let (true, Some(layer), false) = (named && site.expert.is_none() && self.is_free(site), site.layer, self.interrupted) {
+        if let (true, Some(layer), false) =
+            (named && site.expert.is_none() && self.is_free(site), site.layer, self.interrupted)
+        {
             let grid = (self.step.grid(), self.step.granularity);
             let decoder = &mut self.decoder;
             let mut output = |outputs: Vec<Tensor<3>>| {
@@ -192,9 +194,11 @@ impl Tap for Search<'_> {
                     Port::AttnIn if decoder.blocks[layer].qkv.linears.len() == 3 => {
                         decoder.blocks[layer].o.forward(between).swap_remove(0)
                     }
-                    Port::MlpIn => match decoder.groups().into_iter().find(|(at, _)| {
-                        *at == Site { port: Port::DownIn, ..site }
-                    }) {
+                    Port::MlpIn => match decoder
+                        .groups()
+                        .into_iter()
+                        .find(|(at, _)| *at == Site { port: Port::DownIn, ..site })
+                    {
                         Some((_, down)) => down.forward(between).swap_remove(0),
                         None => between,
                     },
