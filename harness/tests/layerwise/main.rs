@@ -6,6 +6,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod numpy;
+mod program;
+#[path = "../support/mod.rs"]
+mod support;
 
 use harness::layerwise::pair::{Matrix, Maxima, Pair, Transform, deviation, own_scales};
 use harness::layerwise::products::{Rounded, asymmetric_steps, error, estimate, product, rounded};
