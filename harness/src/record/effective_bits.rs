@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 /// Bits per value, scales, zero points and exemptions included. `docs/metrics.md` has the conventions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct EffectiveBits {
     /// Mean over the weights of the blocks' linear layers: what papers count.
     pub weights: f64,
