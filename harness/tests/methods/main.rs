@@ -6,6 +6,7 @@
 #[path = "../support/recipes.rs"]
 mod recipes;
 
+mod families;
 mod registry;
 mod rounding;
 mod smoothing;
