@@ -118,6 +118,40 @@ fn other_layouts_of_the_same_weights_load() {
 }
 
 #[test]
+fn names_without_the_leading_model_load() {
+    let oracle = oracle("opt");
+    let folder = checkpoint_folder("opt");
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let bare = file.iter().map(|(name, view)| (name.strip_prefix("model.").unwrap(), view));
+    let bare = safetensors::serialize(bare, None).unwrap();
+    fs::write(&path, bare).unwrap();
+    assert_close("bare", &logits(folder.path(), &oracle.tokens, &mut Off), &oracle.tensors["logits"].1);
+}
+
+#[test]
+fn an_added_token_without_a_row_is_refused_where_a_text_spells_it() {
+    let folder = checkpoint_folder("gemma3");
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["added_tokens"] = serde_json::json!([{"id": 64, "content": "<image>", "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": true}]);
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.tokenizer().encode("b").unwrap(), [1]);
+    let message = checkpoint.tokenizer().encode("<image>").unwrap_err().to_string();
+    assert!(message.contains("64") && message.contains("vocab_size"), "{message}");
+}
+
+#[test]
+#[should_panic(expected = "49 tokens are more than the 48 positions that were learned")]
+fn learned_positions_end() {
+    let mut decoder = dumps::load("opt", &Device::flex());
+    decoder.hidden(token_tensor(&[vec![3u32; 49]], &Device::flex()), &mut Off);
+}
+
+#[test]
 fn a_batch_gives_what_its_sequences_give_alone() {
     let oracle = oracle("smollm2");
     let folder = checkpoint_folder("smollm2");

@@ -7,6 +7,7 @@
 mod recipes;
 
 mod cache;
+mod families;
 mod registry;
 mod rotation;
 mod rounding;

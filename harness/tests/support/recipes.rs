@@ -111,9 +111,8 @@ pub fn weights(decoder: &Decoder) -> BTreeMap<String, Vec<u32>> {
             found.insert(format!("{} bias", linear.name), linear.bias.iter().flat_map(bits).collect());
         }
     }
-    let norms =
-        decoder.blocks.iter().flat_map(|block| [&block.attn_norm].into_iter().chain(block.mlp.norm()));
-    for (i, norm) in norms.chain([&decoder.final_norm]).enumerate() {
+    let norms = decoder.blocks.iter().flat_map(|block| [Some(&block.attn_norm), block.mlp.norm()]);
+    for (i, norm) in norms.flatten().chain([&decoder.final_norm]).enumerate() {
         found.insert(format!("norm {i}"), bits(&norm.weight));
         found.insert(format!("norm {i} bias"), norm.bias.iter().flat_map(bits).collect());
     }

@@ -95,6 +95,21 @@ fn no_prefix_changes_no_bit_and_refreshing_follows_the_weights() {
     assert_eq!(values(logits(&mut decoder, &oracle.tokens)), plain);
 }
 
+/// The host attends in blocks of 128 queries and leaves keys before their windows out; tensor operations have one mask.
+#[test]
+fn windows_are_the_same_across_blocks_of_queries() {
+    for name in ["gemma2", "gemma3", "mistral", "qwen2"] {
+        let [mut host, mut operations] = devices().map(|device| load(name, &device));
+        for (behind, length) in [(0, 300), (5, 140), (130, 129)] {
+            let tokens = vec![scrambled(length, 8, 64), scrambled(length, 9, 64)];
+            host.set_prefix(&scrambled(behind, 7, 64));
+            operations.set_prefix(&scrambled(behind, 7, 64));
+            let (found, expected) = (logits(&mut host, &tokens), logits(&mut operations, &tokens));
+            assert_close(&format!("{name}: {length} behind {behind}"), &values(found), &values(expected));
+        }
+    }
+}
+
 /// Counts tokens at every site.
 #[derive(Default)]
 struct Count(Vec<(String, usize)>);
