@@ -2,11 +2,12 @@
 
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::architecture::{Attention, Rope};
 use crate::cache::KeyValues;
 use crate::kernel;
+use crate::packed::Packed;
 use crate::simd;
 use crate::site::{Port, Site, Tap};
 use rayon::prelude::*;
@@ -42,6 +43,13 @@ impl RopeTable {
         let range = start..start + length;
         (self.cos.clone().slice([range.clone()]), self.sin.clone().slice([range]))
     }
+
+    /// Cosines and sines of these positions behind `start`, each `[positions, head_dim / 2]`.
+    pub fn at(&self, start: usize, positions: &[usize]) -> (Tensor<2>, Tensor<2>) {
+        let rows: Vec<i64> = positions.iter().map(|&position| (start + position) as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [positions.len()]), &self.device);
+        (self.cos.clone().select(0, rows.clone()), self.sin.clone().select(0, rows))
+    }
 }
 
 /// The reference multiplies position and frequency in f32; so do we, because at positions in the thousands the product
@@ -56,7 +64,8 @@ fn tables(frequencies: &[f64], length: usize, device: &Device) -> (Tensor<2>, Te
 
 /// Attention of block `layer`, behind `past` where there is one; the result, and keys and values of past and tokens.
 ///
-/// The past does not pass the tap: it did so when it was made.
+/// The past does not pass the tap: it did so when it was made. Of `packed` segments each attends for itself, behind the
+/// past and what it follows; there is one row, and keys and values that are returned are those of the row alone.
 ///
 /// # Shapes
 /// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result has
@@ -67,33 +76,49 @@ pub fn forward(
     shape: &Attention,
     rope: &RopeTable,
     past: Option<&KeyValues>,
+    packed: Option<&Packed>,
     tap: &mut dyn Tap,
 ) -> (Tensor<3>, KeyValues) {
-    let [sequences, tokens, _] = q.dims();
+    let tokens = q.dims()[1];
     let behind = past.map_or(0, |past| past.keys.dims()[2]);
-    let (cos, sin) = rope.positions(behind, tokens);
+    let (cos, sin) = match packed {
+        Some(packed) => rope.at(behind, packed.positions()),
+        None => rope.positions(behind, tokens),
+    };
     let k = tap.tensor(Site::block(layer, Port::KPre), split(k, shape.kv_heads));
     let q = tap.tensor(Site::block(layer, Port::Q), kernel::rotate(split(q, shape.heads), &cos, &sin));
     let k = tap.tensor(Site::block(layer, Port::K), kernel::rotate(k, &cos, &sin));
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
     let mut read = KeyValues { keys: k, values: v };
+    if let Some(packed) = packed {
+        return (packed.attend(&q, &read, past, &|q, k, v| attend(q, k, v, shape)), read);
+    }
     if let Some(past) = past {
         read = past.followed_by(&read);
     }
-    let (k, v) = (read.keys.clone(), read.values.clone());
+    (attend(q, read.keys.clone(), read.values.clone(), shape), read)
+}
+
+/// Causal attention of queries that are the last of the tokens whose keys and values are given.
+///
+/// # Shapes
+/// As [`attend_on_host`].
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, shape: &Attention) -> Tensor<3> {
+    let [sequences, _, tokens, _] = q.dims();
+    let behind = k.dims()[2] - tokens;
     if kernel::on_host(&q.device()) {
-        return (attend_on_host(q, k, v), read);
+        return attend_on_host(q, k, v);
     }
     let queries_per_key = shape.heads / shape.kv_heads;
     // Whose corner `is_causal` aligns where keys outnumber queries is not promised by every back end.
-    let mask = past.is_some().then(|| {
+    let mask = (behind > 0).then(|| {
         let mask = Tensor::<2, Bool>::tril_mask([tokens, behind + tokens], behind as i64, &q.device());
         mask.unsqueeze::<4>().expand([sequences, shape.heads, tokens, behind + tokens])
     });
-    let options = AttentionModuleOptions { is_causal: past.is_none(), ..Default::default() };
+    let options = AttentionModuleOptions { is_causal: behind == 0, ..Default::default() };
     let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), mask, None, options);
-    (y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim]), read)
+    y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
 }
 
 /// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.

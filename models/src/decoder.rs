@@ -13,6 +13,7 @@ use crate::families::WeightNames;
 use crate::kernel;
 use crate::linear::{Group, Linear};
 use crate::norm::Normalisation;
+use crate::packed::Packed;
 use crate::site::{Off, Port, Site, Tap};
 
 /// A decoder on a device, its weights in f32.
@@ -125,7 +126,21 @@ impl Decoder {
     pub fn hidden(&mut self, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         self.rope.reach(past.map_or(0, Cache::tokens) + tokens.dims()[1]);
-        self.run(past, tokens, tap, None)
+        self.run(past, None, tokens, tap, None)
+    }
+
+    /// As [`Decoder::hidden`], of sequences that stand packed in one row.
+    ///
+    /// # Shapes
+    /// `[1, tokens, hidden]`
+    ///
+    /// # Panics
+    /// Without tokens.
+    pub fn packed(&mut self, packed: &Packed, tap: &mut dyn Tap) -> Tensor<3> {
+        let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
+        self.rope.reach(past.map_or(0, Cache::tokens) + packed.longest());
+        let tokens = token_tensor(&[packed.tokens()], &self.device());
+        self.run(past, Some(packed), tokens, tap, None)
     }
 
     /// Hidden states after the final norm of `tokens` behind `past`, and the cache of both; knows nothing of
@@ -148,7 +163,7 @@ impl Decoder {
     ) -> (Tensor<3>, Cache) {
         self.rope.reach(past.map_or(0, Cache::tokens) + tokens.dims()[1]);
         let mut kept = Vec::with_capacity(self.blocks.len());
-        let hidden = self.run(past, tokens, tap, Some(&mut kept));
+        let hidden = self.run(past, None, tokens, tap, Some(&mut kept));
         (hidden, Cache::new(kept))
     }
 
@@ -191,13 +206,14 @@ impl Decoder {
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         self.rope.reach(past.map_or(0, Cache::tokens) + q.dims()[1]);
         let past = past.map(|past| &past.blocks()[layer]);
-        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, &mut Off).0
+        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, None, &mut Off).0
     }
 
     /// The pass itself; `kept` gets every block's keys and values of past and tokens.
     fn run(
         &self,
         past: Option<&Cache>,
+        packed: Option<&Packed>,
         tokens: Tensor<2, Int>,
         tap: &mut dyn Tap,
         mut kept: Option<&mut Vec<KeyValues>>,
@@ -213,7 +229,7 @@ impl Decoder {
         for (layer, block) in self.blocks.iter().enumerate() {
             let past = past.map(|past| &past.blocks()[layer]);
             let read;
-            (x, read) = block.forward(layer, x, &self.architecture, &self.rope, past, tap);
+            (x, read) = block.forward(layer, x, &self.architecture, &self.rope, past, packed, tap);
             tap.residual(layer, &x);
             if let Some(kept) = &mut kept {
                 kept.push(read);
@@ -266,12 +282,13 @@ impl Block {
         architecture: &Architecture,
         rope: &attention::RopeTable,
         past: Option<&KeyValues>,
+        packed: Option<&Packed>,
         tap: &mut dyn Tap,
     ) -> (Tensor<3>, KeyValues) {
         let a = &architecture.attention;
         let outputs =
             tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
-        let (attended, read) = attention::forward(layer, three(outputs), a, rope, past, tap);
+        let (attended, read) = attention::forward(layer, three(outputs), a, rope, past, packed, tap);
         let o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
         let x = x + o;
 

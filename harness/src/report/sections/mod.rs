@@ -4,6 +4,7 @@ use super::table::Table;
 use crate::record::Contents;
 
 pub mod accuracy;
+pub mod against;
 pub mod beside;
 pub mod cures;
 pub mod expectations;
@@ -22,6 +23,7 @@ pub trait Section: Sync {
 /// All sections, in the order in which a report prints them.
 pub const SECTIONS: &[&dyn Section] = &[
     &accuracy::Accuracy,
+    &against::Against,
     &metrics::Metrics,
     &cures::Cures,
     &partial::Partial,
