@@ -2,12 +2,13 @@
 
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::architecture::{Attention, Cap, Pairs, Rope, ScoreScale};
 use crate::cache::KeyValues;
 use crate::kernel;
 use crate::norm::Normalisation;
+use crate::packed::Packed;
 use crate::simd;
 use crate::site::{Port, Site, Tap};
 use rayon::prelude::*;
@@ -43,6 +44,13 @@ impl RopeTable {
     pub fn positions(&self, start: usize, length: usize) -> (Tensor<2>, Tensor<2>) {
         let range = start..start + length;
         (self.cos.clone().slice([range.clone()]), self.sin.clone().slice([range]))
+    }
+
+    /// Cosines and sines of these positions behind `start`, each `[positions, head_dim / 2]`.
+    pub fn at(&self, start: usize, positions: &[usize]) -> (Tensor<2>, Tensor<2>) {
+        let rows: Vec<i64> = positions.iter().map(|&position| (start + position) as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [positions.len()]), &self.device);
+        (self.cos.clone().select(0, rows.clone()), self.sin.clone().select(0, rows))
     }
 }
 
@@ -128,7 +136,8 @@ impl HeadNorm {
 
 /// Attention of block `layer`, behind `past` where there is one; the result, and keys and values of past and tokens.
 ///
-/// The past does not pass the tap: it did so when it was made.
+/// The past does not pass the tap: it did so when it was made. Of `packed` segments each attends for itself, behind the
+/// past and what it follows; there is one row, and keys and values that are returned are those of the row alone.
 ///
 /// # Shapes
 /// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result has
@@ -140,9 +149,10 @@ pub fn forward(
     norms: Option<&QkNorms>,
     ropes: Option<&Ropes>,
     past: Option<&KeyValues>,
+    packed: Option<&Packed>,
     tap: &mut dyn Tap,
 ) -> (Tensor<3>, KeyValues) {
-    let [sequences, tokens, _] = q.dims();
+    let tokens = q.dims()[1];
     let behind = past.map_or(0, |past| past.keys.dims()[2]);
     let window = shape.window.of(layer);
     let (q, k) = match norms {
@@ -151,7 +161,11 @@ pub fn forward(
     };
     let turns = ropes.map(|ropes| {
         let table = ropes.of(window);
-        (table.pairs, table.positions(behind, tokens))
+        let angles = match packed {
+            Some(packed) => table.at(behind, packed.positions()),
+            None => table.positions(behind, tokens),
+        };
+        (table.pairs, angles)
     });
     let turn = |x: Tensor<4>| match &turns {
         Some((pairs, (cos, sin))) => kernel::rotate(x, *pairs, cos, sin),
@@ -163,16 +177,34 @@ pub fn forward(
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
     let mut read = KeyValues { keys: k, values: v };
+    if let Some(packed) = packed {
+        return (packed.attend(&q, &read, past, &|q, k, v| attend(q, k, v, shape, window)), read);
+    }
     if let Some(past) = past {
         read = past.followed_by(&read);
     }
-    let (k, v) = (read.keys.clone(), read.values.clone());
+    (attend(q, read.keys.clone(), read.values.clone(), shape, window), read)
+}
+
+/// Causal attention of queries that are the last of the tokens whose keys and values are given.
+///
+/// # Shapes
+/// As [`attend_on_host`].
+fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    shape: &Attention,
+    window: Option<usize>,
+) -> Tensor<3> {
+    let [sequences, _, tokens, _] = q.dims();
+    let behind = k.dims()[2] - tokens;
     if kernel::on_host(&q.device()) {
-        return (attend_on_host(q, k, v, shape, window), read);
+        return attend_on_host(q, k, v, shape, window);
     }
     let queries_per_key = shape.heads / shape.kv_heads;
     // Whose corner `is_causal` aligns where keys outnumber queries is not promised by every back end.
-    let masked = past.is_some() || window.is_some_and(|window| window < tokens);
+    let masked = behind > 0 || window.is_some_and(|window| window < tokens);
     let mask = masked.then(|| {
         let (dims, device) = ([tokens, behind + tokens], q.device());
         let mut mask = Tensor::<2, Bool>::tril_mask(dims, behind as i64, &device);
@@ -194,7 +226,7 @@ pub fn forward(
         },
     };
     let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), mask, None, options);
-    (y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim]), read)
+    y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
 }
 
 /// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.

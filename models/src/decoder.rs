@@ -17,6 +17,7 @@ use crate::kernel;
 use crate::linear::{Group, Linear};
 use crate::mlp::{Expert, Mlp};
 use crate::norm::Normalisation;
+use crate::packed::Packed;
 use crate::rotate::Online;
 use crate::site::{Off, Port, Site, Tap};
 
@@ -125,7 +126,21 @@ impl Decoder {
     pub fn hidden(&mut self, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
         self.reach(self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()) + tokens.dims()[1]);
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
-        self.run(past, tokens, tap, None)
+        self.run(past, None, tokens, tap, None)
+    }
+
+    /// As [`Decoder::hidden`], of sequences that stand packed in one row.
+    ///
+    /// # Shapes
+    /// `[1, tokens, hidden]`
+    ///
+    /// # Panics
+    /// Without tokens.
+    pub fn packed(&mut self, packed: &Packed, tap: &mut dyn Tap) -> Tensor<3> {
+        self.reach(self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()) + packed.longest());
+        let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
+        let tokens = token_tensor(&[packed.tokens()], &self.device());
+        self.run(past, Some(packed), tokens, tap, None)
     }
 
     /// Hidden states after the final norm of `tokens` behind `past`, and the cache of both; knows nothing of
@@ -148,7 +163,7 @@ impl Decoder {
     ) -> (Tensor<3>, Cache) {
         self.reach(past.map_or(0, Cache::tokens) + tokens.dims()[1]);
         let mut kept = Vec::with_capacity(self.blocks.len());
-        let hidden = self.run(past, tokens, tap, Some(&mut kept));
+        let hidden = self.run(past, None, tokens, tap, Some(&mut kept));
         (hidden, Cache::new(kept))
     }
 
@@ -193,7 +208,7 @@ impl Decoder {
         let (shape, norms) = (&self.architecture.attention, self.blocks[layer].qk_norms.as_ref());
         let tap = &mut Off;
         let tap = &mut self.online.before(tap);
-        attention::forward(layer, [q, k, v], shape, norms, self.ropes.as_ref(), past, tap).0
+        attention::forward(layer, [q, k, v], shape, norms, self.ropes.as_ref(), past, None, tap).0
     }
 
     /// What the outputs of a site's group become before the next group reads them, as the forward pass computes it
@@ -243,7 +258,7 @@ impl Decoder {
     /// # Shapes
     /// `[sequences, tokens]` to `[sequences, tokens, hidden]`.
     pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.embed_behind(tokens, self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()))
+        self.embed_behind(tokens, self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()), None)
     }
 
     /// What block `layer` makes of the residual stream, behind [`Decoder::prefix`], as the forward pass computes it: for
@@ -257,11 +272,11 @@ impl Decoder {
         tap.begin(behind);
         let tap = &mut self.online.before(tap);
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache.blocks()[layer]);
-        self.blocks[layer].forward(layer, x, &self.architecture, self.ropes.as_ref(), past, tap).0
+        self.blocks[layer].forward(layer, x, &self.architecture, self.ropes.as_ref(), past, None, tap).0
     }
 
-    /// The stream before the first block, of tokens behind `behind` others.
-    fn embed_behind(&self, tokens: Tensor<2, Int>, behind: usize) -> Tensor<3> {
+    /// The stream before the first block, of tokens, or packed ones, behind `behind` others.
+    fn embed_behind(&self, tokens: Tensor<2, Int>, behind: usize, packed: Option<&Packed>) -> Tensor<3> {
         let ([sequences, length], hidden) = (tokens.dims(), self.architecture.hidden);
         let flat = tokens.reshape([sequences * length]);
         let mut x = self.embedding.clone().select(0, flat).reshape([sequences, length, hidden]);
@@ -271,7 +286,15 @@ impl Decoder {
         if let (Some(table), Positions::Learned(Table { offset })) =
             (&self.positions, self.architecture.positions)
         {
-            x = x + table.clone().narrow(0, behind + offset, length).unsqueeze();
+            let rows = match packed {
+                Some(packed) => {
+                    let rows = packed.positions().iter().map(|&position| (behind + offset + position) as i64);
+                    let rows = TensorData::new(rows.collect::<Vec<_>>(), [length]);
+                    table.clone().select(0, Tensor::<1, Int>::from_data(rows, &self.device()))
+                }
+                None => table.clone().narrow(0, behind + offset, length),
+            };
+            x = x + rows.unsqueeze();
         }
         x
     }
@@ -280,6 +303,7 @@ impl Decoder {
     fn run(
         &self,
         past: Option<&Cache>,
+        packed: Option<&Packed>,
         tokens: Tensor<2, Int>,
         tap: &mut dyn Tap,
         mut kept: Option<&mut Vec<KeyValues>>,
@@ -289,12 +313,12 @@ impl Decoder {
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
         tap.begin(past.map_or(0, Cache::tokens));
-        let mut x = self.embed_behind(tokens, past.map_or(0, Cache::tokens));
+        let mut x = self.embed_behind(tokens, past.map_or(0, Cache::tokens), packed);
         let tap = &mut self.online.before(tap);
         for (layer, block) in self.blocks.iter().enumerate() {
             let past = past.map(|past| &past.blocks()[layer]);
             let read;
-            (x, read) = block.forward(layer, x, &self.architecture, self.ropes.as_ref(), past, tap);
+            (x, read) = block.forward(layer, x, &self.architecture, self.ropes.as_ref(), past, packed, tap);
             tap.residual(layer, &x);
             if let Some(kept) = &mut kept {
                 kept.push(read);
@@ -355,13 +379,14 @@ impl Block {
         architecture: &Architecture,
         ropes: Option<&Ropes>,
         past: Option<&KeyValues>,
+        packed: Option<&Packed>,
         tap: &mut dyn Tap,
     ) -> (Tensor<3>, KeyValues) {
         let (shape, norms) = (&architecture.attention, self.qk_norms.as_ref());
         let mut outputs =
             tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
         let beside = outputs.split_off(self.qkv.linears.len().min(3));
-        let (attended, read) = attention::forward(layer, three(outputs), shape, norms, ropes, past, tap);
+        let (attended, read) = attention::forward(layer, three(outputs), shape, norms, ropes, past, packed, tap);
         let mut o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
         if let Some([norm, _]) = &self.post_norms {
             o = norm.forward(o);

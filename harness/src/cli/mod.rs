@@ -27,8 +27,10 @@ use crate::run::RunError;
 use crate::run::inspect::InspectError;
 use crate::run::interrupt::InterruptError;
 
+pub mod compare;
 pub mod doctor;
 pub mod explain;
+pub mod export;
 pub mod inspect;
 pub mod list;
 pub mod options;
@@ -67,6 +69,8 @@ pub enum Verb {
     Sweep(sweep::SweepArgs),
     Plan(plan::PlanArgs),
     Report(report::ReportArgs),
+    Compare(compare::CompareArgs),
+    Export(export::ExportArgs),
     Inspect(inspect::InspectArgs),
     List(list::ListArgs),
     Explain(explain::ExplainArgs),
@@ -155,6 +159,8 @@ pub fn run(verb: &Verb) -> Result<Outcome, CliError> {
         Verb::Sweep(args) => sweep::run(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Report(args) => report::run(args),
+        Verb::Compare(args) => compare::run(args),
+        Verb::Export(args) => export::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::List(args) => list::run(args),
         Verb::Explain(args) => explain::run(args),

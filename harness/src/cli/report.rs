@@ -62,7 +62,8 @@ pub enum Format {
 }
 
 impl Format {
-    fn name(self) -> &'static str {
+    /// Its name in the registry.
+    pub fn name(self) -> &'static str {
         match self {
             Format::Markdown => "markdown",
             Format::Csv => "csv",

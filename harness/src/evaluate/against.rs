@@ -13,7 +13,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use models::{Group, Off, Site, Tap};
+use models::{Decoder, Off};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -23,6 +23,7 @@ use crate::evaluate::windows::{Window, batches};
 use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
 use crate::paired::clustered::{self, Cluster};
 use crate::paired::divergence::{self, Divergences, TokenDivergence, token_divergence};
+use crate::record::{AGAINST_ORIGINAL, NOISE_FLOOR};
 
 /// Raised whenever a number could move.
 pub const VERSION: u32 = 1;
@@ -30,22 +31,17 @@ pub const VERSION: u32 = 1;
 /// Bytes of hidden states that one model's evaluations keep in memory; beyond it they go to a temporary file.
 pub const STATES_IN_MEMORY: u64 = 1 << 30;
 
-/// The last segment of the ids of the noise floor, which the original has in place of a comparison with itself.
-pub const FLOOR: &str = "noise-floor";
-
-/// The metrics, in the order of [`measured`].
-pub const NAMES: [&str; 3] = ["kl-divergence", "top1-agreement", "log-perplexity-difference"];
-
 /// The full ids for the evaluation whose perplexity has this id; `floor` for those of the noise floor.
 pub fn ids(perplexity: &str, floor: bool) -> [String; 3] {
     let protocol = perplexity.split_once('/').map_or(perplexity, |(_, protocol)| protocol);
-    let end = if floor { format!("/{FLOOR}") } else { String::new() };
-    NAMES.map(|name| format!("{name}/{protocol}{end}"))
+    let end = if floor { format!("/{NOISE_FLOOR}") } else { String::new() };
+    AGAINST_ORIGINAL.map(|name| format!("{name}/{protocol}{end}"))
 }
 
 /// What is kept of the original for one evaluation.
 pub struct Original {
-    head: Group,
+    /// Without blocks: its output head and nothing else.
+    head: Decoder,
     states: States,
     /// Values of one hidden state.
     width: usize,
@@ -75,7 +71,7 @@ impl Original {
         progress: &mut Progress,
     ) -> Result<Self, EvaluateError> {
         let head = model.head();
-        let width = head.linears[0].weight.dims()[1];
+        let width = head.architecture.hidden;
         let mut states = match Self::bytes(windows, width) <= bound {
             true => States::Memory(Vec::with_capacity(windows.len())),
             false => States::File(tempfile::tempfile().map_err(spilling)?, Vec::new()),
@@ -111,7 +107,7 @@ impl Original {
         let count = targets.len();
         let values = self.states.read(window, targets.start * self.width..targets.end * self.width);
         let states = TensorData::new(values.map_err(spilling)?, [1, count, self.width]);
-        let logits = Off.linears(Site::HEAD, Tensor::from_data(states, device), &self.head).swap_remove(0);
+        let logits = self.head.logits(Tensor::from_data(states, device), &mut Off);
         let vocabulary = logits.dims()[2];
         Ok(logits.reshape([count, vocabulary]))
     }
@@ -213,7 +209,7 @@ fn divergences(original: &Tensor<2>, reading: &Tensor<2>) -> Vec<TokenDivergence
     rows.map(|(a, b)| token_divergence(a, b).expect("rows of one vocabulary")).collect()
 }
 
-/// KL divergence, top-1 agreement and Δ log-perplexity, in the order of [`NAMES`]. Standard errors are clustered by window,
+/// KL divergence, top-1 agreement and Δ log-perplexity, in the order of [`AGAINST_ORIGINAL`]. Standard errors are clustered by window,
 /// or by document under the protocol that scores documents; what each of them adds is in the details, so that readings can
 /// be paired with each other from records alone.
 ///

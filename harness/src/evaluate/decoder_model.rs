@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use models::kernel::on_host;
-use models::{Decoder, Group, Off, Tap, simd, token_tensor};
+use models::{Decoder, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decode::{self, Mode};
@@ -140,9 +140,14 @@ impl<'a> DecoderModel<'a> {
         states
     }
 
-    /// The output head, with the weights it has now.
-    pub fn head(&self) -> Group {
-        self.decoder.head.clone()
+    /// A decoder that makes logits of hidden states with the weights of now, and holds no others.
+    pub fn head(&self) -> Decoder {
+        let mut head = self.decoder.clone();
+        head.blocks.clear();
+        head.prefix = None;
+        // Names the device; the embedding's own values may lie in a table of their own.
+        head.embedding = head.head.linears[0].weight.clone();
+        head
     }
 
     /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.

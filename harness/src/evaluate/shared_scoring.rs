@@ -1,13 +1,14 @@
-//! Answering requests with a decoder: a context that several continuations share is encoded once, inputs of one length go
-//! through the blocks together, and vocabulary logits are computed only where a token is scored.
+//! Answering requests with a decoder: a context that several continuations share is encoded once, sequences of any length
+//! go through the blocks together, packed in one row without padding, and vocabulary logits are computed only where a
+//! token is scored.
 //!
 //! What a sequence shares must not depend on what it is shared with. A recipe with one dynamic activation scale per
-//! sequence breaks that: the scale of a context alone is not that of the context with its continuation, and a padding
-//! token would enter it. Such a recipe is scored sequence by sequence, each as it is.
+//! sequence breaks that: the scale of a context alone is not that of the context with its continuation. Such a recipe is
+//! scored sequence by sequence, each in a row of its own.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use models::kernel::on_host;
-use models::{Cache, Decoder, KeyValues, Off, Tap, simd, token_tensor};
+use models::{Decoder, Off, Packed, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decoder_model::{LOGITS_AT_ONCE, TOKENS_PER_BATCH};
@@ -16,15 +17,12 @@ use crate::evaluate::scoring::Answer;
 use crate::evaluate::windows::Sequence;
 use crate::evaluate::{EvaluateError, Progress};
 
-/// Fills rows up to the longest of a batch: it stands behind every scored position, where causal attention hides it.
-const PADDING: u32 = 0;
-
 /// Whether work may be shared between the sequences of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// Contexts are encoded once, rows are padded.
+    /// Contexts are encoded once, and sequences are packed in one row.
     Shared,
-    /// Every sequence goes through the model alone in its row, unpadded.
+    /// Every sequence goes through the model alone in its row.
     Alone,
 }
 
@@ -69,12 +67,25 @@ pub fn score(
         tokens: 0,
     };
     let mut done = 0;
-    for batch in sharing::batches(&plan, TOKENS_PER_BATCH, 0) {
+    for batch in sharing::batches(&plan, TOKENS_PER_BATCH, sharing == Sharing::Alone) {
         if !progress(done, plan.len()) {
             return Err(EvaluateError::Interrupted);
         }
         let entries: Vec<&Shared> = batch.iter().map(|&index| &plan[index]).collect();
-        run.batch(&entries);
+        match sharing {
+            Sharing::Shared => run.batch(&entries),
+            // Where a prefix takes BOS's place, sequences that begin with BOS are fed one token less than others.
+            Sharing::Alone => {
+                for dropped in [0, 1] {
+                    let begins = |entry: &Shared| {
+                        run.dropped(entry.branches.first().map_or(&[], |branch| &branch.tokens[..]))
+                    };
+                    let alike: Vec<&Shared> =
+                        entries.iter().copied().filter(|entry| begins(entry) == dropped).collect();
+                    run.batch(&alike);
+                }
+            }
+        }
         done += batch.len();
     }
     Ok(Scored { answers: run.answers, tokens: run.tokens })
@@ -97,131 +108,75 @@ struct Run<'a> {
     tokens: u64,
 }
 
-/// Inputs behind a context, and where they are read.
-struct Row<'a> {
-    /// Which context of the batch they follow; `None` where they begin a sequence.
-    context: Option<usize>,
-    tokens: &'a [u32],
-    /// Place in `tokens`, sequence, target.
-    reads: Vec<(usize, usize, u32)>,
-}
-
 impl Run<'_> {
     /// 1 where a sequence's first token is not fed.
     fn dropped(&self, tokens: &[u32]) -> usize {
         usize::from(self.decoder.stands_for_first(self.start, tokens))
     }
 
-    /// Entries whose prefixes have one length.
     fn batch(&mut self, entries: &[&Shared]) {
-        // Whether BOS is dropped may differ between entries, and then so do the lengths that are fed.
-        for dropped in [0, 1] {
-            let first = |entry: &Shared| match entry.prefix.is_empty() {
-                true => entry.branches.first().map_or(Vec::new(), |branch| branch.tokens.clone()),
-                false => entry.prefix.clone(),
-            };
-            let chosen: Vec<&Shared> =
-                entries.iter().copied().filter(|entry| self.dropped(&first(entry)) == dropped).collect();
-            if !chosen.is_empty() {
-                self.equal(&chosen, dropped);
-            }
-        }
-    }
-
-    fn equal(&mut self, entries: &[&Shared], dropped: usize) {
-        let prefix = entries[0].prefix.len();
-        let fed = prefix.saturating_sub(dropped);
-        let mut contexts = None;
+        let mut packed = Packed::default();
+        let mut wanted = Vec::new();
         let mut behind_prefix = Vec::new();
-        if fed > 0 {
-            let tokens: Vec<&[u32]> = entries.iter().map(|entry| &entry.prefix[dropped..]).collect();
-            let past = self.decoder.prefix.as_ref().map(|prefix| prefix.cache.clone());
-            let input = token_tensor(&tokens, &self.decoder.device());
-            self.tokens += (tokens.len() * fed) as u64;
-            let (hidden, cache) = self.decoder.encode(past.as_ref(), input, self.tap);
-            contexts = Some(cache);
-            let mut wanted = Vec::new();
-            for (index, entry) in entries.iter().enumerate() {
-                for (at, sequence, target) in reads_of_prefix(entry) {
-                    match at.checked_sub(dropped) {
-                        Some(at) => wanted.push(Wanted { row: index * fed + at, sequence, target }),
-                        None => behind_prefix.push((sequence, target)),
+        for entry in entries {
+            // Where nothing is shared the branch begins the sequence, BOS included.
+            let begins = entry.branches.first().filter(|_| entry.prefix.is_empty());
+            let dropped = self.dropped(begins.map_or(&entry.prefix, |branch| &branch.tokens));
+            let context = entry.prefix.get(dropped..).filter(|context| !context.is_empty());
+            let context = context.map(|context| packed.push(context, None));
+            for (at, sequence, target) in reads_of_prefix(entry) {
+                match (at.checked_sub(dropped), context) {
+                    (Some(at), Some(context)) => {
+                        wanted.push(Wanted { row: packed.places(context).start + at, sequence, target });
                     }
+                    _ => behind_prefix.push((sequence, target)),
                 }
             }
-            self.read(hidden, &wanted);
-        } else if prefix > 0 {
-            behind_prefix
-                .extend(entries.iter().flat_map(|entry| reads_of_prefix(entry)).map(|(_, s, t)| (s, t)));
-        }
-
-        let mut rows = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
+            let skipped = if entry.prefix.is_empty() { dropped } else { 0 };
             for branch in &entry.branches {
-                // Where nothing is shared the branch begins the sequence, BOS included.
-                let skipped = if prefix == 0 { dropped } else { 0 };
-                let mut reads = Vec::new();
-                for reading in &branch.readings {
-                    for &(place, target) in &reading.scores {
-                        let Place::Branch(at) = place else { continue };
-                        match at.checked_sub(skipped) {
-                            Some(at) => reads.push((at, reading.sequence, target)),
-                            None => behind_prefix.push((reading.sequence, target)),
-                        }
+                let tokens = branch.tokens.get(skipped..).unwrap_or_default();
+                let reads = branch.readings.iter().flat_map(|reading| {
+                    reading.scores.iter().filter_map(|&(place, target)| match place {
+                        Place::Branch(at) => Some((at.checked_sub(skipped), reading.sequence, target)),
+                        Place::Prefix(_) => None,
+                    })
+                });
+                let reads: Vec<(Option<usize>, usize, u32)> = reads.collect();
+                let here = !tokens.is_empty() && reads.iter().any(|(at, ..)| at.is_some());
+                let start = here.then(|| {
+                    let segment = packed.push(tokens, context);
+                    packed.places(segment).start
+                });
+                for (at, sequence, target) in reads {
+                    match (at, start) {
+                        (Some(at), Some(start)) => wanted.push(Wanted { row: start + at, sequence, target }),
+                        _ => behind_prefix.push((sequence, target)),
                     }
-                }
-                let tokens = &branch.tokens[skipped.min(branch.tokens.len())..];
-                if !tokens.is_empty() && !reads.is_empty() {
-                    rows.push(Row { context: contexts.as_ref().map(|_| index), tokens, reads });
                 }
             }
         }
-        // Longest first, so that a batch pads little; equal lengths keep their order.
-        rows.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
-        let mut from = 0;
-        while from < rows.len() {
-            let longest = rows[from].tokens.len();
-            let most = (TOKENS_PER_BATCH / longest).max(1);
-            let fits = |row: &&Row| self.sharing == Sharing::Shared || row.tokens.len() == longest;
-            let count = rows[from..].iter().take(most).take_while(fits).count();
-            self.branches(&rows[from..from + count], longest, contexts.as_ref());
-            from += count;
+        let fed = packed.tokens().len();
+        if fed > 0 {
+            self.tokens += fed as u64;
+            let hidden = match self.sharing {
+                Sharing::Shared => self.decoder.packed(&packed, self.tap),
+                // Segments of one length as rows: what looks at whole sequences looks at rows.
+                Sharing::Alone => {
+                    let rows = packed.tokens().chunks(packed.longest());
+                    let input = token_tensor(&rows.collect::<Vec<_>>(), &self.decoder.device());
+                    self.decoder.hidden(input, self.tap)
+                }
+            };
+            self.read(hidden, &wanted);
         }
         for (sequence, target) in behind_prefix {
             let last =
                 self.decoder.prefix.as_ref().expect("BOS is only dropped behind a prefix").last.clone();
             let logits = self.decoder.logits(last, &mut Off);
             let vocabulary = logits.dims()[2];
-            let found = targets(logits.reshape([1, vocabulary]), &[target]);
+            let found = targets_of(logits.reshape([1, vocabulary]), &[(0, target)]);
             self.add(sequence, found[0]);
         }
-    }
-
-    fn branches(&mut self, rows: &[Row], longest: usize, contexts: Option<&Cache>) {
-        let padded: Vec<Vec<u32>> = rows
-            .iter()
-            .map(|row| {
-                let padding = std::iter::repeat_n(PADDING, longest - row.tokens.len());
-                row.tokens.iter().copied().chain(padding).collect()
-            })
-            .collect();
-        let input: Tensor<2, Int> = token_tensor(&padded, &self.decoder.device());
-        self.tokens += (rows.len() * longest) as u64;
-        let hidden = match contexts {
-            Some(contexts) => {
-                let chosen: Vec<usize> = rows.iter().filter_map(|row| row.context).collect();
-                let past = rows_of(contexts, &chosen);
-                self.decoder.encode(Some(&past), input, self.tap).0
-            }
-            None => self.decoder.hidden(input, self.tap),
-        };
-        let mut wanted = Vec::new();
-        for (index, row) in rows.iter().enumerate() {
-            for &(at, sequence, target) in &row.reads {
-                wanted.push(Wanted { row: index * longest + at, sequence, target });
-            }
-        }
-        self.read(hidden, &wanted);
     }
 
     /// Logits at the wanted rows of `[sequences, tokens, hidden]`, each once, and what they say of the targets.
@@ -274,24 +229,8 @@ fn reads_of_prefix(entry: &Shared) -> Vec<(usize, usize, u32)> {
         .collect()
 }
 
-/// The cache of several of its sequences, one after the other.
-fn rows_of(cache: &Cache, rows: &[usize]) -> Cache {
-    let pick = |tensor: &Tensor<4>| {
-        let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &tensor.device());
-        tensor.clone().select(0, indices)
-    };
-    let block = |block: &KeyValues| KeyValues { keys: pick(&block.keys), values: pick(&block.values) };
-    Cache::new(cache.blocks().iter().map(block).collect())
-}
-
-/// ln softmax(logits)[target] of every row, and whether the target is the likeliest token, of equals the first.
-fn targets(logits: Tensor<2>, targets: &[u32]) -> Vec<(f64, bool)> {
-    let pairs: Vec<(usize, u32)> = targets.iter().copied().enumerate().collect();
-    targets_of(logits, &pairs)
-}
-
-/// As [`targets`], for pairs of row and target.
+/// ln softmax(logits)\[target\] for pairs of row and target, and whether the target is the likeliest token, of equals the
+/// first.
 ///
 /// # Shapes
 /// `logits` is `[rows, vocabulary]`.

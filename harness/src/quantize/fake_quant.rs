@@ -55,13 +55,14 @@ pub struct FakeQuant {
 }
 
 impl FakeQuant {
-    /// Whether what happens to a token depends on the other tokens of its sequence: with one dynamic scale for all. No
-    /// [`CacheRule`] does: it looks at a token and its position.
+    /// Whether sequences may not stand beside each other in one row: where what happens to a token depends on the other
+    /// tokens of its sequence, with one dynamic scale for all, or on its position, with a prompt whose keys and values stay
+    /// as they are.
     pub fn looks_at_whole_sequences(&self) -> bool {
         let whole = |rule: &ActivationRule| {
             rule.granularity == Granularity::Tensor && rule.scale == ScaleSource::Dynamic
         };
-        self.rules.values().any(whole)
+        self.rules.values().any(whole) || self.cache.values().any(|rule| rule.exact > 0)
     }
 
     /// What the linears of a site read: the activation after everything that happens to it on the way.

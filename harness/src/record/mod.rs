@@ -38,6 +38,14 @@ pub use store::{StoredItems, StoredLayers};
 /// The version of every file format in a store. A store with a higher number was written by a newer program.
 pub const SCHEMA: u32 = 1;
 
+/// The metrics of readings against the original on the same tokens. Their ids go on with the protocol of the perplexity
+/// that they stand beside.
+pub const AGAINST_ORIGINAL: [&str; 3] = ["kl-divergence", "top1-agreement", "log-perplexity-difference"];
+
+/// The last segment of their ids where they are of the noise floor, which the original has in place of a comparison with
+/// itself.
+pub const NOISE_FLOOR: &str = "noise-floor";
+
 /// A file of a record: a deterministic part, its hash, and how it came to be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Envelope<T> {

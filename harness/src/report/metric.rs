@@ -33,7 +33,9 @@ const DIRECTIONS: &[(&str, Direction)] = &[
     ("accuracy", Direction::HigherIsBetter),
     ("kl-divergence", Direction::LowerIsBetter),
     ("layer-error", Direction::LowerIsBetter),
+    ("log-perplexity-difference", Direction::LowerIsBetter),
     ("perplexity", Direction::LowerIsBetter),
+    ("top1-agreement", Direction::HigherIsBetter),
 ];
 
 /// Splits a metric id into its name (the first segment) and its protocol (the rest, possibly empty).

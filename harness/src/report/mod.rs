@@ -9,7 +9,8 @@
 //!                          └─ long form ─ frame ─ summary.csv, summary.parquet ─ compare
 //! ```
 //!
-//! Figures and sections that compare cells which differ in one step find them by [`recipes`]; [`published`] holds what
+//! [`side_by_side`] pairs two recipes or two folders, item by item and window by window. Figures and sections that compare
+//! cells which differ in one step find them by [`recipes`]; [`published`] holds what
 //! papers report.
 //!
 //! The same records give the same bytes, so a committed report can be checked by making it again.
@@ -29,13 +30,17 @@ pub mod expectations;
 pub mod figures;
 pub mod frame;
 pub mod layers;
+pub mod lm_eval_results;
 pub mod metric;
 pub mod observed;
+pub mod paired_items;
+pub mod paired_texts;
 pub mod pivot;
 pub mod published;
 pub mod recipes;
 pub mod rows;
 pub mod sections;
+pub mod side_by_side;
 pub mod splice;
 pub mod table;
 pub mod tables;

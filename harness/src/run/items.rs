@@ -125,6 +125,11 @@ fn key(block: &TaskEvaluation) -> String {
 fn read(block: &TaskEvaluation, options: &DataOptions) -> Result<(Items, Vec<items::Item>), TaskError> {
     let task = block.task();
     let wrong = |source| TaskError::Items { task: block.name, source: Box::new(source) };
+    if let (Some(objects), None) = (task.builtin(), &block.items) {
+        let amount = block.protocol.limit.map_or(Amount::Full, Amount::First);
+        let path = PathBuf::from("builtin").join(block.name);
+        return Ok((items::from_objects(task, &path, &objects, amount).map_err(wrong)?, Vec::new()));
+    }
     let (path, _) = find(task, block.items.as_ref(), options)?;
     // A file that the experiment names may be a part of the task; one found by the task's name has to be whole.
     let amount = match (block.protocol.limit, &block.items, block.protocol.half) {

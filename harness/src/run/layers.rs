@@ -111,6 +111,8 @@ impl Sweep<'_> {
                 bos: block.bos,
                 repeat: true,
                 allow_overlap: false,
+                seeds: None,
+                reference: None,
             };
             let text = self.texts.text(corpus);
             set::draw(&calibration, Some(text), source.checkpoint.tokenizer(), block.seed)

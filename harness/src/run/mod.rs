@@ -406,7 +406,7 @@ impl Sweep<'_> {
             recipe: cell.recipe.name.clone(),
             calibration: cell.calibration.as_ref().map(|c| c.name.clone()),
             seed: cell.seed,
-            metrics: cell.evaluations.iter().flat_map(Evaluation::ids).collect(),
+            metrics: cell.planned().into_iter().map(|planned| planned.metric).collect(),
         };
         Ok(Manifest {
             schema: SCHEMA,

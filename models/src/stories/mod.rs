@@ -5,6 +5,7 @@
 //! seed gives the same bytes on every machine: draws come from ChaCha8, whose stream is stable across versions.
 
 mod cast;
+mod endings;
 mod plots;
 mod template;
 mod words;
@@ -13,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use cast::Cast;
+pub use endings::{ENDING_SEED, Ending, endings};
 use plots::PLOTS;
 
 /// The seed of the text the built-in model is trained on.

@@ -129,28 +129,25 @@ pub fn plan<'a>(items: impl IntoIterator<Item = &'a [Sequence]>) -> Vec<Shared> 
     plan
 }
 
-/// The order in which to run a plan, in batches: longest first, so that what does not fit fails at once; in a batch
-/// prefixes differ by at most `slack` tokens, and it holds at most `tokens` tokens with every prefix padded to the
-/// longest (but always one entry). The order depends on the plan alone.
-pub fn batches(plan: &[Shared], tokens: usize, slack: usize) -> Vec<Vec<usize>> {
+/// The order in which to run a plan, in batches: longest first, so that what does not fit fails at once; a batch holds
+/// at most `tokens` tokens (but always one entry), and where `equal` is asked for, entries of one length. The order depends
+/// on the plan alone.
+pub fn batches(plan: &[Shared], tokens: usize, equal: bool) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..plan.len()).collect();
-    order.sort_by_key(|&i| {
-        let shared = &plan[i];
-        (std::cmp::Reverse((shared.prefix.len(), shared.length(), shared.tokens())), i)
-    });
+    order.sort_by_key(|&i| (std::cmp::Reverse((plan[i].length(), plan[i].tokens())), i));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     let mut used = 0;
     for i in order {
-        let own = plan[i].tokens() - plan[i].prefix.len();
+        let own = plan[i].tokens();
         if let Some(batch) = batches.last_mut() {
-            let longest = plan[batch[0]].prefix.len();
-            if longest - plan[i].prefix.len() <= slack && used + longest + own <= tokens {
-                used += longest + own;
+            let alike = !equal || plan[batch[0]].length() == plan[i].length();
+            if alike && used + own <= tokens {
+                used += own;
                 batch.push(i);
                 continue;
             }
         }
-        used = plan[i].prefix.len() + own;
+        used = own;
         batches.push(vec![i]);
     }
     batches
@@ -223,16 +220,16 @@ mod tests {
             let (with, without) = saved(&plan, &all);
             prop_assert!(with <= without);
 
-            let batches = batches(&plan, 12, 2);
-            let mut seen: Vec<usize> = batches.concat();
-            seen.sort_unstable();
-            prop_assert_eq!(seen, (0..plan.len()).collect::<Vec<_>>());
-            for batch in batches.iter().filter(|batch| batch.len() > 1) {
-                let longest = plan[batch[0]].prefix.len();
-                let padded: usize =
-                    batch.iter().map(|&i| longest + plan[i].tokens() - plan[i].prefix.len()).sum();
-                prop_assert!(padded <= 12);
-                prop_assert!(batch.iter().all(|&i| longest - plan[i].prefix.len() <= 2));
+            for equal in [false, true] {
+                let batches = batches(&plan, 12, equal);
+                let mut seen: Vec<usize> = batches.concat();
+                seen.sort_unstable();
+                prop_assert_eq!(seen, (0..plan.len()).collect::<Vec<_>>());
+                for batch in batches.iter().filter(|batch| batch.len() > 1) {
+                    prop_assert!(batch.iter().map(|&i| plan[i].tokens()).sum::<usize>() <= 12);
+                    let longest = plan[batch[0]].length();
+                    prop_assert!(!equal || batch.iter().all(|&i| plan[i].length() == longest));
+                }
             }
         }
     }

@@ -16,9 +16,12 @@ pub mod openbookqa;
 pub mod piqa;
 pub mod race;
 pub mod sciq;
+pub mod story_ending;
 pub mod wikitext;
 pub mod wikitext_tokens;
 pub mod winogrande;
+
+use serde_json::{Map, Value};
 
 use crate::data::BosPolicy;
 use crate::data::half::Half;
@@ -85,6 +88,11 @@ pub trait Task: Sync {
     /// reference's.
     fn groups(&self) -> Vec<Group> {
         Vec::new()
+    }
+
+    /// The items of a task that ships with the program, in one of its forms.
+    fn builtin(&self) -> Option<Vec<Map<String, Value>>> {
+        None
     }
 
     /// How a text is cut into windows, for tasks that score whole texts.
@@ -207,6 +215,7 @@ pub const TASKS: &[&dyn Task] = &[
     &piqa::Piqa,
     &race::Race,
     &sciq::SciQ,
+    &story_ending::StoryEnding,
     &wikitext::WikiText,
     &wikitext_tokens::WikiTextTokens,
     &winogrande::WinoGrande,

@@ -8,17 +8,18 @@
 //! # Reference
 //! Flips: arXiv:2407.09141. Minimum detectable effect: arXiv:2605.28873.
 
-use serde_json::Value;
-
 use super::Section;
-use crate::paired::mcnemar::{self, Changes, Outcome};
-use crate::paired::{CONFIDENCE, Interval, difference, multiplicity, power, proportion};
+use crate::paired::mcnemar::Outcome;
+use crate::record::Contents;
 use crate::record::items::ItemRow;
-use crate::record::{Contents, MeasurementResult};
+use crate::report::paired_items::{
+    Compared, Measure, Pair, accuracy_cells, mismatch, named_items, paired_cells, paired_columns, parse,
+    read, right,
+};
 use crate::report::pivot::{self, distinct};
 use crate::report::recipes;
 use crate::report::rows::{self, ORIGINAL, Outcome as Became, Row};
-use crate::report::table::{Cell, Column, Digits, Kind, Table};
+use crate::report::table::{Cell, Column, Kind, Table};
 
 /// See the module.
 pub struct Accuracy;
@@ -54,12 +55,13 @@ impl Section for Accuracy {
 }
 
 /// What the columns are.
-const LEGEND: [&str; 7] = [
+const LEGEND: [&str; 8] = [
     "acc is the share of items whose right answer has the highest log-likelihood, or whose target is what greedy decoding \
      gives; acc_norm the same by log-likelihood per character; higher is better. ± is one standard error, “95 %” Wilson's \
      interval of the one accuracy; two of these intervals say little about a difference, the paired columns do",
-    "diff points: accuracy less that of the original on the same items, in percentage points, with Newcombe's 95 % interval of \
-     paired proportions",
+    "diff points: accuracy less that of the original on the same items, in percentage points, ± one standard error; diff 95 %: \
+     Newcombe's interval of paired proportions",
+    "bootstrap 95 %: the same difference, from 10 000 draws of the items (percentiles)",
     "lost: items that only the original has right; gained: items that only the recipe has right; both together are the \
      flips. all flips: also counts one wrong answer for another",
     "p: exact two-sided McNemar test of lost against gained",
@@ -69,49 +71,6 @@ const LEGEND: [&str; 7] = [
     "MDE points: the smallest difference that one test at level 0.05 finds with probability 0.8, given so many items and \
      flips; if it is larger than flips over items, no difference could have been found. None where nothing flips",
 ];
-
-/// By which score an item is decided.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Measure {
-    Acc,
-    AccNorm,
-    AccBytes,
-}
-
-impl Measure {
-    const ALL: [Measure; 3] = [Measure::Acc, Measure::AccNorm, Measure::AccBytes];
-
-    fn name(self) -> &'static str {
-        match self {
-            Measure::Acc => "acc",
-            Measure::AccNorm => "acc_norm",
-            Measure::AccBytes => "acc_bytes",
-        }
-    }
-
-    fn decision(self, row: &ItemRow) -> Option<u32> {
-        match self {
-            Measure::Acc => row.chosen,
-            Measure::AccNorm => row.chosen_per_character,
-            Measure::AccBytes => row.chosen_per_byte,
-        }
-    }
-
-    /// What was decided on every item; `None` where the rows are of a task that has no right answers.
-    fn outcomes(self, rows: &[ItemRow]) -> Option<Vec<Outcome>> {
-        let firsts = rows.iter().filter(|row| row.request == 0);
-        firsts
-            .map(|row| match (row.gold, self.decision(row)) {
-                (Some(gold), Some(decision)) => Some(Outcome { decision, correct: decision == gold }),
-                // A target and no choices.
-                (None, None) if row.words.is_none() => {
-                    Some(Outcome { decision: row.greedy.into(), correct: row.greedy })
-                }
-                _ => None,
-            })
-            .collect()
-    }
-}
 
 /// The accuracies of one task under one protocol.
 struct Group<'a> {
@@ -137,15 +96,6 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Task, measure and protocol of a metric id, if it is an accuracy of a task.
-fn parse(id: &str) -> Option<(&str, Measure, String)> {
-    let mut segments: Vec<&str> = id.split('/').collect();
-    let measure_at = |segment: &&str| Measure::ALL.into_iter().find(|measure| measure.name() == *segment);
-    let place = 1 + segments[1..].iter().position(|segment| measure_at(segment).is_some())?;
-    let measure = measure_at(&segments.remove(place))?;
-    Some((segments[0], measure, segments[1..].join("/")))
-}
-
 /// The accuracies of which at least one measurement names its items.
 fn groups(contents: &Contents) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
@@ -169,12 +119,6 @@ fn groups(contents: &Contents) -> Vec<Group<'_>> {
 /// The metric ids that this section's tables show, or whose sisters they show.
 pub fn shown(contents: &Contents) -> Vec<&str> {
     groups(contents).into_iter().flat_map(|group| group.ids).collect()
-}
-
-/// File and hash of the items behind a measurement.
-fn named_items(measured: &MeasurementResult) -> Option<(&str, &str)> {
-    let text = |key: &str| measured.detail.get(key).and_then(Value::as_str);
-    Some((text("items-file")?, text("items-file-hash")?))
 }
 
 /// A row of a table: one recipe of one draw.
@@ -237,21 +181,6 @@ fn lines<'a>(contents: &Contents, group: &Group<'a>, rows: &[Row<'a>]) -> Vec<Li
     pivot::row_keys(rows).into_iter().filter_map(line).collect()
 }
 
-/// The items behind a measurement, or why there are none. Nothing of the machine stands in the words: they are printed.
-fn read(contents: &Contents, measured: &MeasurementResult) -> Result<Vec<ItemRow>, String> {
-    let Some((file, hash)) = named_items(measured) else {
-        return Err("has no items on record; run the sweep into an empty folder to compare it".to_owned());
-    };
-    let stored = contents.items.iter().find(|items| items.cell == measured.cell && items.file == file);
-    let rows = stored.and_then(|items| items.rows(hash).ok());
-    rows.filter(|rows| !rows.is_empty()).ok_or_else(|| {
-        format!(
-            "is not compared: items/{file}.parquet of cell {} is missing or not what was measured; restore it",
-            measured.cell
-        )
-    })
-}
-
 /// A measured value that is not what its items give.
 fn disagreement(line: &Line<'_>) -> Option<String> {
     line.rows.iter().zip(&line.outcomes).find_map(|(row, outcomes)| {
@@ -262,41 +191,15 @@ fn disagreement(line: &Line<'_>) -> Option<String> {
     })
 }
 
-fn right(outcomes: &[Outcome]) -> u64 {
-    outcomes.iter().filter(|outcome| outcome.correct).count() as u64
-}
-
-/// Why two readings are not of the same items.
-fn mismatch(other: &str, original: &[ItemRow], reading: &[ItemRow]) -> Option<String> {
-    let items = |rows: &[ItemRow]| rows.iter().filter(|row| row.request == 0).count();
-    let (expected, found) = (items(original), items(reading));
-    if expected != found {
-        return Some(format!("is not compared: it has {found} items, {other} has {expected}"));
-    }
-    let key = |row: &ItemRow| (row.item.clone(), row.document.clone(), row.request, row.request_hash.clone());
-    let at = (0..original.len().max(reading.len()))
-        .find(|&at| original.get(at).map(key) != reading.get(at).map(key))?;
-    let (a, b) = (original.get(at), reading.get(at));
-    let what = match (a, b) {
-        (Some(a), Some(b)) if a.item != b.item => format!("item `{}` where {other} has `{}`", b.item, a.item),
-        (Some(a), Some(b)) if a.document != b.document => {
-            format!("another text of item `{}` than {other}", b.item)
-        }
-        (Some(row), _) | (_, Some(row)) => format!("other requests of item `{}` than {other}", row.item),
-        (None, None) => return None,
-    };
-    Some(format!("is not compared: it has {what}"))
-}
-
 /// What changed from one line to another, or why that cannot be said; nothing where there is nothing to say.
-fn compare(other: &str, original: Option<&Line<'_>>, line: &Line<'_>) -> Result<Option<Changes>, String> {
+fn compare(other: &str, original: Option<&Line<'_>>, line: &Line<'_>) -> Compared {
     let Some(original) = original else { return Ok(None) };
     let (Some(before), Some(after)) = (&original.items, &line.items) else { return Ok(None) };
     if let Some(reason) = mismatch(other, before, after) {
         return Err(reason);
     }
     let (Some(before), Some(after)) = (original.primary(), line.primary()) else { return Ok(None) };
-    Ok(mcnemar::changes(before, after).ok())
+    Ok(Pair::of(before, after))
 }
 
 /// The columns that name rows, where rows differ in them.
@@ -449,80 +352,4 @@ fn against_prefixed(
         .filter_map(|((_, line), compared)| Some(format!("`{}` {}", line.label(), compared.as_ref().err()?)));
     table.notes.extend(said);
     Some(table)
-}
-
-/// An accuracy with its standard error, and its interval.
-fn accuracy_cells(row: Option<&Row<'_>>, outcomes: Option<&[Outcome]>) -> [Cell; 2] {
-    let digits = Digits::Decimals(4);
-    let from_items = outcomes.and_then(|outcomes| {
-        let (correct, n) = (right(outcomes), outcomes.len() as u64);
-        let estimate = proportion::accuracy(correct, n).ok()?;
-        let Interval { low, high } = proportion::wilson(correct, n, CONFIDENCE).ok()?;
-        let value = Cell::Number { value: estimate.value, stderr: estimate.stderr, digits };
-        Some([value, Cell::Text(format!("{low:.4} to {high:.4}"))])
-    });
-    from_items.unwrap_or_else(|| match row.map(|row| row.outcome) {
-        Some(Became::Measured(m)) => {
-            [Cell::Number { value: m.value, stderr: m.stderr, digits }, Cell::Missing]
-        }
-        Some(Became::Failed(failure)) => [Cell::Failed { stage: failure.stage.clone() }, Cell::Missing],
-        Some(Became::Missing) | None => [Cell::Missing, Cell::Missing],
-    })
-}
-
-fn paired_columns() -> [Column; 9] {
-    let number = |name: &str| Column::new(name, Kind::Number);
-    let count = |name: &str| Column::new(name, Kind::Count);
-    [
-        number("diff points"),
-        number("diff 95 %"),
-        count("lost"),
-        count("gained"),
-        count("all flips"),
-        number("p"),
-        number("p Holm"),
-        number("p BH"),
-        number("MDE points"),
-    ]
-}
-
-/// The cells of [`paired_columns`] for every comparison; all comparisons are one family.
-fn paired_cells(compared: &[Result<Option<Changes>, String>]) -> Vec<[Cell; 9]> {
-    let changes = || compared.iter().map(|result| result.as_ref().ok().copied().flatten());
-    let p: Vec<f64> = changes().flatten().map(|c| mcnemar::exact(c.lost, c.gained)).collect();
-    let adjusted = |adjust: fn(&[f64]) -> Result<Vec<f64>, crate::paired::PairedError>| {
-        adjust(&p).expect("exact p-values lie between 0 and 1")
-    };
-    let (holm, bh) = (adjusted(multiplicity::holm), adjusted(multiplicity::benjamini_hochberg));
-    let mut place = 0;
-    let of = |changes: Option<Changes>| {
-        let missing = || std::array::from_fn(|_| Cell::Missing);
-        let Some(changes) = changes else { return missing() };
-        let at = place;
-        place += 1;
-        let estimate = difference::accuracies(&changes);
-        let (Ok(estimate), Ok(interval)) = (estimate, difference::newcombe(&changes, CONFIDENCE)) else {
-            return missing();
-        };
-        let points =
-            |share: f64| Cell::Number { value: 100.0 * share, stderr: None, digits: Digits::Decimals(2) };
-        let p_value = |value: f64| Cell::Number { value, stderr: None, digits: Digits::Significant(3) };
-        // Without flips the formula gives 0, as if every difference could be seen.
-        let effect = (changes.discordant() > 0).then(|| {
-            power::minimum_detectable_effect(changes.items(), changes.flips(), power::ALPHA, power::POWER)
-                .ok()
-        });
-        [
-            points(estimate.value),
-            Cell::Text(format!("{:.2} to {:.2}", 100.0 * interval.low, 100.0 * interval.high)),
-            Cell::Count(changes.lost),
-            Cell::Count(changes.gained),
-            Cell::Count(changes.changed),
-            p_value(p[at]),
-            p_value(holm[at]),
-            p_value(bh[at]),
-            effect.flatten().map_or(Cell::Missing, points),
-        ]
-    };
-    changes().map(of).collect()
 }

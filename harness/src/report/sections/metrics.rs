@@ -1,7 +1,7 @@
-//! `metrics`: a pivot for each metric id, every recipe and model; accuracies whose items and layer-wise errors
-//! whose rows are on record have tables of their own.
+//! `metrics`: a pivot for each metric id, every recipe and model; accuracies whose items and layer-wise errors whose rows
+//! are on record have tables of their own, and so have comparisons with the original on the same tokens.
 
-use super::{Section, accuracy, layers};
+use super::{Section, accuracy, against, layers};
 use crate::record::Contents;
 use crate::report::pivot::pivot;
 use crate::report::table::Table;
@@ -17,7 +17,7 @@ impl Section for Metrics {
 
     fn tables(&self, contents: &Contents) -> Vec<Table> {
         let rows = rows::rows(contents);
-        let elsewhere = [accuracy::shown(contents), layers::shown(contents)].concat();
+        let elsewhere = [accuracy::shown(contents), against::shown(contents), layers::shown(contents)].concat();
         rows::metrics(contents)
             .into_iter()
             .filter(|id| !elsewhere.contains(id))

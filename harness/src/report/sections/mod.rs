@@ -4,6 +4,7 @@ use super::table::Table;
 use crate::record::Contents;
 
 pub mod accuracy;
+pub mod against;
 pub mod beside;
 pub mod bits;
 pub mod cures;
@@ -25,6 +26,7 @@ pub trait Section: Sync {
 /// All sections, in the order in which a report prints them.
 pub const SECTIONS: &[&dyn Section] = &[
     &accuracy::Accuracy,
+    &against::Against,
     &metrics::Metrics,
     &bits::Bits,
     &cures::Cures,
