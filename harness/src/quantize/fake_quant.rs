@@ -52,7 +52,8 @@ impl FakeQuant {
     /// Whether what happens to a token depends on the other tokens of its sequence: with one dynamic scale for all.
     pub fn looks_at_whole_sequences(&self) -> bool {
         let whole = |rule: &ActivationRule| {
-            rule.granularity == Granularity::Tensor && rule.scale == ScaleSource::Dynamic
+            (rule.granularity == Granularity::Tensor || rule.grid.looks_at_tensor())
+                && rule.scale == ScaleSource::Dynamic
         };
         self.rules.values().any(whole)
     }

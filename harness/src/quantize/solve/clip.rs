@@ -69,6 +69,9 @@ per_processor! {
         const LANES: usize = 8;
         let (lo, hi) = grid.codes();
         let Scale { delta, zero } = scale;
+        if grid.convention().float().is_some() {
+            return run.iter().map(|&w| power(f64::from(grid.round(w, scale) - w).powi(2))).sum();
+        }
         let error = |w: f32| {
             let code = ((w / delta).round_ties_even() + zero).clamp(lo, hi);
             let d = f64::from((code - zero) * delta - w);
@@ -238,7 +241,11 @@ mod tests {
             for mantissa in 0..50 {
                 let d = (1.0 + f64::from(mantissa) / 50.0) * 2f64.powi(exponent);
                 let expected = if d * d < 1e-36 { 0.0 } else { d.powf(2.4) };
-                assert!((power(d * d) - expected).abs() <= 1e-12 * expected, "{d}: {} {expected}", power(d * d));
+                assert!(
+                    (power(d * d) - expected).abs() <= 1e-12 * expected,
+                    "{d}: {} {expected}",
+                    power(d * d)
+                );
             }
         }
         assert_eq!(power(0.0), 0.0);
