@@ -10,7 +10,7 @@ use crate::evaluate::questions;
 use crate::evaluate::scoring::Metric;
 use crate::evaluate::tasks::TASKS;
 use crate::experiment::{self, BUILTIN_MODELS, METRICS, metric_page};
-use crate::quantize::grid::CONVENTIONS;
+use crate::quantize::grid::{CONVENTIONS, FLOATS};
 use crate::quantize::steps::{STEPS, Step};
 use crate::report::figures::FIGURES;
 
@@ -90,6 +90,7 @@ fn rows(what: Registry) -> Vec<Vec<String>> {
             .collect(),
         Registry::Conventions => CONVENTIONS
             .iter()
+            .chain(&FLOATS)
             .map(|c| {
                 vec![
                     c.name().to_string(),

@@ -6,7 +6,7 @@ use models::Port;
 
 use crate::names;
 use crate::quantize::acts_at;
-use crate::quantize::grid::{CONVENTIONS, Convention, Granularity, Grid};
+use crate::quantize::grid::{CONVENTIONS, Convention, FLOATS, Granularity, Grid};
 
 /// 2 to 8, or 16 for no rounding.
 pub fn bits(bits: u8) -> Result<(), String> {
@@ -44,8 +44,12 @@ pub fn convention(given: Option<Convention>, symmetric: bool) -> Result<(), Stri
         return Ok(());
     }
     let word = |symmetric| if symmetric { "symmetric" } else { "asymmetric" };
-    let names: Vec<_> =
-        CONVENTIONS.into_iter().filter(|c| c.is_symmetric() == symmetric).map(Convention::name).collect();
+    let names: Vec<_> = CONVENTIONS
+        .into_iter()
+        .chain(FLOATS)
+        .filter(|c| c.is_symmetric() == symmetric)
+        .map(Convention::name)
+        .collect();
     Err(format!(
         "`convention` {} is {}, but this step says symmetric = {symmetric}; {} conventions are {}",
         given.name(),
@@ -53,6 +57,21 @@ pub fn convention(given: Option<Convention>, symmetric: bool) -> Result<(), Stri
         word(symmetric),
         names.join(", "),
     ))
+}
+
+/// Bits and granularity of a floating-point format, which fixes them.
+pub fn format(given: Option<Convention>, bits: u8, granularity: Granularity) -> Result<(), String> {
+    let Some((convention, (_, share))) = given.and_then(|c| Some((c, c.float()?))) else { return Ok(()) };
+    let (name, meant) = (convention.name(), if convention == Convention::Fp8E4m3 { 8 } else { 4 });
+    if bits != meant && bits != 16 {
+        return Err(format!("`bits` must be {meant} with convention = \"{name}\", not {bits}"));
+    }
+    match share.map(Granularity::Group) {
+        Some(meant) if meant != granularity => {
+            Err(format!("`granularity` must be {meant} with convention = \"{name}\", not {granularity}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The convention of a step that names none.

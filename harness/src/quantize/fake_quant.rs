@@ -60,7 +60,8 @@ impl FakeQuant {
     /// as they are.
     pub fn looks_at_whole_sequences(&self) -> bool {
         let whole = |rule: &ActivationRule| {
-            rule.granularity == Granularity::Tensor && rule.scale == ScaleSource::Dynamic
+            (rule.granularity == Granularity::Tensor || rule.grid.looks_at_tensor())
+                && rule.scale == ScaleSource::Dynamic
         };
         self.rules.values().any(whole) || self.cache.values().any(|rule| rule.exact > 0)
     }

@@ -43,6 +43,12 @@ per_processor! {
     pub fn round_with(values: &mut [f32], grid: Grid, scale: Scale) {
         let (lo, hi) = grid.codes();
         let Scale { delta, zero } = scale;
+        if let Some((float, _)) = grid.convention().float() {
+            for x in values {
+                *x = float.round(*x / delta) * delta;
+            }
+            return;
+        }
         for x in values {
             let code = (*x / delta).round_ties_even() + zero;
             // Written so that NaN survives: a broken model must show, not be clamped away.
@@ -98,6 +104,7 @@ pub fn round_weight(
 
 /// Rounds rows of `width` values in place. Where groups do not divide the width, the last of each row is short.
 pub fn round_rows(values: &mut [f32], width: usize, grid: Grid, granularity: Granularity, clip: f32) {
+    let grid = of_tensor(grid, values);
     match granularity {
         Granularity::Tensor => round_slice_parallel(values, grid, clip),
         Granularity::Channel | Granularity::Token => round_runs(values, width, grid, clip),
@@ -110,6 +117,18 @@ pub fn round_rows(values: &mut [f32], width: usize, grid: Grid, granularity: Gra
             });
         }
     }
+}
+
+/// The grid for a tensor of these values.
+pub fn of_tensor(grid: Grid, values: &[f32]) -> Grid {
+    if !grid.looks_at_tensor() {
+        return grid;
+    }
+    let largest = |chunk: &[f32]| {
+        let (lo, hi) = range(chunk);
+        hi.max(-lo)
+    };
+    grid.within(values.par_chunks(GRAIN).map(largest).reduce(|| 0.0, f32::max))
 }
 
 /// Rounds an activation `[sequences, tokens, channels]`.
@@ -129,8 +148,15 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
     if let ScaleSource::Static(scale) = rule.scale {
         return round_with_static(x, rule.grid, scale);
     }
-    if on_host(&x.device()) {
+    // The steps of a float's binades are no tensor operation.
+    if on_host(&x.device()) || rule.grid.convention().float().is_some() {
         return change_in_place(x, |values| match rule.granularity {
+            _ if rule.grid.looks_at_tensor() => {
+                for sequence in values.chunks_mut(tokens * channels) {
+                    let grid = of_tensor(rule.grid, sequence);
+                    round_runs(sequence, width, grid, rule.clip);
+                }
+            }
             Granularity::Tensor => {
                 for sequence in values.chunks_mut(width) {
                     round_slice_parallel(sequence, rule.grid, rule.clip);
@@ -145,7 +171,7 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
 
 /// Rounds every value of `[sequences, tokens, channels]` with one given scale.
 pub fn round_with_static(x: Tensor<3>, grid: Grid, scale: Scale) -> Tensor<3> {
-    if on_host(&x.device()) {
+    if on_host(&x.device()) || grid.convention().float().is_some() {
         return change_in_place(x, |values| {
             values.par_chunks_mut(GRAIN).for_each(|chunk| round_with(chunk, grid, scale));
         });
@@ -156,6 +182,9 @@ pub fn round_with_static(x: Tensor<3>, grid: Grid, scale: Scale) -> Tensor<3> {
 }
 
 /// Rounds every row of `[runs, width]` with its own scale, by tensor operations.
+///
+/// # Panics
+/// On a grid of floats.
 pub fn round_on_device(x: Tensor<2>, grid: Grid, clip: f32) -> Tensor<2> {
     let (low, high) = grid.codes();
     let (q, n) = (((1u32 << (grid.bits() - 1)) - 1) as f32, ((1u32 << grid.bits()) - 1) as f32);
@@ -190,6 +219,9 @@ pub fn round_on_device(x: Tensor<2>, grid: Grid, clip: f32) -> Tensor<2> {
         Convention::Omniquant => {
             let delta = ((hi - lo.clone()) / n).clamp(1e-5, 1e4);
             (delta.clone(), Some((lo.neg() / delta).round().clamp(-1e4, 1e4)))
+        }
+        Convention::Fp8E4m3 | Convention::Mxfp4 | Convention::Nvfp4 => {
+            unreachable!("floats are rounded on the host")
         }
     };
     let code = (x / delta.clone()).round();

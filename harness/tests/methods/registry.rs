@@ -33,6 +33,7 @@ const CASES: &[Case] = &[
         settings: &[
             "bits = 8",
             "bits = 4, granularity = \"group(8)\", symmetric = false, clip = 0.9",
+            "bits = 4, convention = \"mxfp4\", granularity = \"group(32)\", sites = [\"attn_in\"]",
             "bits = 8, granularity = \"tensor\", observer = \"max\"",
             "bits = 8, granularity = \"tensor\", observer = \"percentile\", percentile = 99.0",
             "bits = 8, granularity = \"tensor\", observer = \"ema\", momentum = 0.5",
@@ -164,6 +165,8 @@ const CASES: &[Case] = &[
             "bits = 4, solver = \"gptq\", granularity = \"group(8)\", act-order = true, groups = \"static\", \
              hessian-inputs = \"fp\"",
             "bits = 4, clip = \"output\"",
+            "bits = 8, convention = \"fp8-e4m3\", clip = \"mse\"",
+            "bits = 4, convention = \"nvfp4\", granularity = \"group(16)\", ragged = true, solver = \"gptq\"",
         ],
         mildest: Some("bits = 16"),
         order: &[
@@ -309,7 +312,7 @@ fn what_claims_to_preserve_the_function_does() {
             assert!(error < 1e-4, "{what} behind a prefix: {error:e}");
         }
     }
-    assert_eq!(tried, 6 * 13, "thirteen settings of six methods on six models; more methods, more");
+    assert_eq!(tried, 6 * 15, "fifteen settings of seven methods on six models; more methods, more");
 }
 
 #[test]

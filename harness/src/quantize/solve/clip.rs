@@ -69,6 +69,9 @@ per_processor! {
         const LANES: usize = 8;
         let (lo, hi) = grid.codes();
         let Scale { delta, zero } = scale;
+        if grid.convention().float().is_some() {
+            return run.iter().map(|&w| power(f64::from(grid.round(w, scale) - w).powi(2))).sum();
+        }
         let error = |w: f32| {
             let code = ((w / delta).round_ties_even() + zero).clamp(lo, hi);
             let d = f64::from((code - zero) * delta - w);

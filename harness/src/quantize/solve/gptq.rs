@@ -17,6 +17,7 @@ use crate::calibrate::moment::SecondMoment;
 use crate::matrix::{View, add_product, inverse_factor, quadratic_forms, subtract};
 use crate::quantize::StepError;
 use crate::quantize::grid::{Granularity, Grid, Scale};
+use crate::quantize::rounding;
 use crate::quantize::solve::clip::{self, Clip};
 
 /// Columns of a block.
@@ -204,18 +205,24 @@ fn fit_share(weight: &[f32], channels: usize, of: &[usize], fit: &Fit, h: Option
     )
 }
 
+/// The same with the grid of this weight.
+fn of_weight(fit: &Fit, weight: &[f32]) -> Fit {
+    Fit { grid: rounding::of_tensor(fit.grid, weight), ..*fit }
+}
+
 /// Rounds every weight to its nearest grid value.
 ///
 /// # Shapes
 /// `weight` is `[rows, channels]`, `h` `[channels, channels]`, read by [`Clip::Output`] only. The last group is short
 /// where groups do not divide the channels.
 pub fn nearest(weight: &[f32], channels: usize, fit: &Fit, h: Option<&[f64]>) -> Vec<f32> {
+    let fit = &of_weight(fit, weight);
     let mut rounded = weight.to_vec();
     for (from, to) in shares(channels, fit.granularity) {
         let of: Vec<usize> = (from..to).collect();
         let scales = fit_share(weight, channels, &of, fit, h);
         rounded.par_chunks_mut(channels).zip(&scales).for_each(|(row, &scale)| {
-            crate::quantize::rounding::round_with(&mut row[from..to], fit.grid, scale);
+            rounding::round_with(&mut row[from..to], fit.grid, scale);
         });
     }
     rounded
@@ -258,7 +265,7 @@ pub fn round(weight: &[f32], prepared: &Prepared, settings: &Settings) -> Rounde
 fn solve(weight: &[f32], prepared: &Prepared, factor: &[f64], settings: &Settings) -> Vec<f32> {
     let side = prepared.channels;
     let rows = weight.len() / side;
-    let (fit, order) = (&settings.fit, &prepared.order);
+    let (fit, order) = (&of_weight(&settings.fit, weight), &prepared.order);
     let moment = Some(prepared.moment.as_slice());
     // A dead channel's weights do nothing over the calibration set, and are not known to do good elsewhere.
     let mut alive = weight.to_vec();

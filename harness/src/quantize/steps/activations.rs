@@ -141,6 +141,7 @@ impl Method for Activations {
             g != Granularity::Channel
         })?;
         admissible::convention(self.convention, self.symmetric)?;
+        admissible::format(self.convention, self.bits, self.granularity)?;
         admissible::clip(self.clip)?;
         admissible::linear_sites(self.sites.as_deref())?;
         self.check_observer()

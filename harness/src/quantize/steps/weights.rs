@@ -251,6 +251,7 @@ impl Method for Weights {
             g != Granularity::Token
         })?;
         admissible::convention(self.convention, self.symmetric)?;
+        admissible::format(self.convention, self.bits, self.granularity)?;
         self.check_solver()?;
         admissible::linear_sites(self.sites.as_deref())
     }

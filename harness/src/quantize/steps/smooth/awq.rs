@@ -257,6 +257,7 @@ impl Method for Awq {
             g != Granularity::Token
         })?;
         admissible::convention(self.convention, self.symmetric)?;
+        admissible::format(self.convention, self.bits, self.granularity)?;
         match (self.points, self.samples) {
             (0, _) => Err("`points` must be at least 1".into()),
             (_, 0) => Err("`samples` must be at least 1".into()),
