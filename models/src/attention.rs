@@ -190,13 +190,7 @@ pub fn forward(
 ///
 /// # Shapes
 /// As [`attend_on_host`].
-fn attend(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    shape: &Attention,
-    window: Option<usize>,
-) -> Tensor<3> {
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, shape: &Attention, window: Option<usize>) -> Tensor<3> {
     let [sequences, _, tokens, _] = q.dims();
     let behind = k.dims()[2] - tokens;
     if kernel::on_host(&q.device()) {

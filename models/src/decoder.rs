@@ -386,7 +386,8 @@ impl Block {
         let mut outputs =
             tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
         let beside = outputs.split_off(self.qkv.linears.len().min(3));
-        let (attended, read) = attention::forward(layer, three(outputs), shape, norms, ropes, past, packed, tap);
+        let (attended, read) =
+            attention::forward(layer, three(outputs), shape, norms, ropes, past, packed, tap);
         let mut o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
         if let Some([norm, _]) = &self.post_norms {
             o = norm.forward(o);

@@ -17,7 +17,8 @@ impl Section for Metrics {
 
     fn tables(&self, contents: &Contents) -> Vec<Table> {
         let rows = rows::rows(contents);
-        let elsewhere = [accuracy::shown(contents), against::shown(contents), layers::shown(contents)].concat();
+        let elsewhere =
+            [accuracy::shown(contents), against::shown(contents), layers::shown(contents)].concat();
         rows::metrics(contents)
             .into_iter()
             .filter(|id| !elsewhere.contains(id))
