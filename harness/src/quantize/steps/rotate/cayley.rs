@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use models::{Decoder, Fallback, Group, Hadamard as Matrix, Port, Site, Tap, hadamard, token_tensor};
+use models::{Fallback, Group, Hadamard as Matrix, Port, Site, Tap, hadamard, token_tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
