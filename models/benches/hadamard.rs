@@ -1,7 +1,9 @@
 //! How the cost of the transform grows with its order: time per value should grow with log₂ n for powers of two, and
-//! with the order of the factor elsewhere.
+//! with the order of the factor elsewhere. `cargo bench --bench hadamard`.
 
 #![allow(missing_docs, reason = "the macro's functions have none")]
+
+use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use models::{Fallback, Hadamard};
@@ -19,7 +21,7 @@ fn transform(criterion: &mut Criterion) {
         let mut values: Vec<f32> = (0..rows * order).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
         group.throughput(Throughput::Elements(values.len() as u64));
         let name = BenchmarkId::new(hadamard.construction().to_string(), order);
-        group.bench_function(name, |bencher| bencher.iter(|| hadamard.apply_f32(&mut values)));
+        group.bench_function(name, |bencher| bencher.iter(|| hadamard.apply_f32(black_box(&mut values))));
     }
     group.finish();
 }

@@ -100,7 +100,7 @@ const CASES: &[Case] = &[
         method: Some("best-of"),
         settings: &[
             "candidates = 2, samples = 2",
-            "candidates = 2, samples = 2, matrix = \"random\", sites = [\"residual\", \"v\"]",
+            "candidates = 2, samples = 2, matrix = \"random-orthogonal\", sites = [\"residual\", \"v\"]",
         ],
         mildest: None,
         order: &[("samples", "it measures the first so many")],
@@ -125,7 +125,7 @@ const CASES: &[Case] = &[
     },
     Case {
         step: "rotate",
-        method: Some("random"),
+        method: Some("random-orthogonal"),
         settings: &["", "sites = [\"v\", \"qk\"], draw = 3"],
         mildest: None,
         order: &[],

@@ -131,8 +131,8 @@ fn scales_behind_a_rotation_are_a_warning_and_a_second_rotation_is_a_mistake() {
     let reverse = warnings(&format!("{EVERYTHING}, {SMOOTH}, {W4A4}"));
     assert!(reverse.len() == 1 && reverse[0].contains("smooth first, then rotate"), "{reverse:?}");
     for (second, site) in [
-        (r#"{ step = "rotate", method = "random" }"#, "`residual`"),
-        (r#"{ step = "rotate", method = "random", sites = ["v"] }"#, "the values"),
+        (r#"{ step = "rotate", method = "random-orthogonal" }"#, "`residual`"),
+        (r#"{ step = "rotate", method = "random-orthogonal", sites = ["v"] }"#, "the values"),
         (r#"{ step = "rotate", method = "hadamard", sites = ["down_in"] }"#, "`down_in`"),
     ] {
         let fault = parse(&format!("{EVERYTHING}, {second}, {W4A4}")).unwrap_err().to_string();
@@ -214,7 +214,7 @@ fn seeds_and_draws_decide_and_the_best_draw_is_taken() {
         calibrator.seed = seed;
         make(recipe, &original, &mut calibrator)
     };
-    for method in ["hadamard", "random"] {
+    for method in ["hadamard", "random-orthogonal"] {
         let of =
             |draw: usize| format!(r#"{{ step = "rotate", method = "{method}", draw = {draw} }}, {W4A4}"#);
         let (same, again) = (with(&of(0), 3), with(&of(0), 3));

@@ -199,7 +199,7 @@ registry! {
     RotateBestOf: "rotate" "best-of" => rotate::best_of::BestOf, "rotate/best_of.rs";
     RotateCayley: "rotate" "cayley" => rotate::cayley::Cayley, "rotate/cayley.rs";
     RotateHadamard: "rotate" "hadamard" => rotate::hadamard::Hadamard, "rotate/hadamard.rs";
-    RotateRandom: "rotate" "random" => rotate::random::Random, "rotate/random.rs";
+    RotateRandomOrthogonal: "rotate" "random-orthogonal" => rotate::random_orthogonal::RandomOrthogonal, "rotate/random_orthogonal.rs";
     SmoothAwq: "smooth" "awq" => smooth::awq::Awq, "smooth/awq.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";

@@ -3,13 +3,13 @@
 //! # Equation
 //! draw = argmin over d < `candidates` of the mean over tokens of −ln p(token | those before), p being the model with
 //! rotation d and everything that the recipe does after this step. Everything but the draw is as in `rotate` by
-//! `hadamard` with random signs, or by `random`. Equal losses: the earlier draw.
+//! `hadamard` with random signs, or by `random-orthogonal`. Equal losses: the earlier draw.
 //!
 //! Every candidate costs what the steps behind it cost, and a forward pass over the samples. The record has every
 //! candidate's loss, so that the spread of random rotations can be read off.
 //!
 //! # Parameters
-//! `candidates` default 8 · `matrix` hadamard (default) or random · `samples` of the calibration set, its first so many,
+//! `candidates` default 8 · `matrix` hadamard (default) or random-orthogonal · `samples` of the calibration set, its first so many,
 //! default 4 · `sites` and `fallback` as in the other methods.
 //!
 //! # Reference
@@ -20,7 +20,7 @@ use models::Fallback;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::quantize::steps::rotate::{hadamard::Hadamard, random::Random};
+use crate::quantize::steps::rotate::{hadamard::Hadamard, random_orthogonal::RandomOrthogonal};
 use crate::quantize::steps::{Stage, Step, rotate};
 use crate::quantize::{Method, ModelInFlight, StepError, apply_after, likelihood};
 
@@ -53,7 +53,7 @@ pub enum Kind {
     #[default]
     Hadamard,
     /// An orthogonal matrix.
-    Random,
+    RandomOrthogonal,
 }
 
 fn eight() -> usize {
@@ -75,7 +75,9 @@ impl BestOf {
         let (sites, fallback) = (self.sites.clone(), self.fallback);
         match self.matrix {
             Kind::Hadamard => Step::RotateHadamard(Hadamard { sites, random_signs: true, fallback, draw }),
-            Kind::Random => Step::RotateRandom(Random { sites, fallback, draw }),
+            Kind::RandomOrthogonal => {
+                Step::RotateRandomOrthogonal(RandomOrthogonal { sites, fallback, draw })
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use crate::quantize::StepError;
 pub mod best_of;
 pub mod cayley;
 pub mod hadamard;
-pub mod random;
+pub mod random_orthogonal;
 
 /// The words of `sites`.
 pub const SITES: [&str; 5] = ["residual", "v", "o_in", "down_in", "qk"];

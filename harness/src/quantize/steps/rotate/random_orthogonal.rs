@@ -1,4 +1,4 @@
-//! `rotate` by `random`: random orthogonal matrices in place of Hadamard ones, where they cost nothing at run time.
+//! `rotate` by `random-orthogonal`: random orthogonal matrices in place of Hadamard ones, where they cost nothing at run time.
 //!
 //! # Equation
 //! As `rotate` by `hadamard`, with Q of the residual stream and one R per block for the values drawn uniformly from the
@@ -24,7 +24,7 @@ use crate::quantize::{Method, ModelInFlight, StepError};
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Random {
+pub struct RandomOrthogonal {
     /// What to rotate. Default: `residual`, `o_in` and `down_in`.
     #[serde(default = "rotate::default_sites")]
     pub sites: Vec<String>,
@@ -36,7 +36,7 @@ pub struct Random {
     pub draw: usize,
 }
 
-impl Random {
+impl RandomOrthogonal {
     /// The same step with its sites in order.
     pub fn resolved(mut self) -> Self {
         self.sites = rotate::ordered(&self.sites);
@@ -44,7 +44,7 @@ impl Random {
     }
 }
 
-impl Method for Random {
+impl Method for RandomOrthogonal {
     fn stage(&self) -> Stage {
         Stage::Rotate
     }
