@@ -236,7 +236,7 @@ fn what_cannot_be_measured_is_refused_with_the_cure() {
     // Scales from what is measured are no honest ones.
     let own = HONEST
         .replace("other.txt", "text.txt")
-        .replace("samples = 3, length = 16", "samples = 40, length = 24");
+        .replace("samples = 3, length = 16", "samples = 20, length = 200");
     place.write("experiment.toml", experiment(&[W8], &[own]));
     place.sweep(&[]).exits_with(1);
     let failures = place.failures("results/experiment");

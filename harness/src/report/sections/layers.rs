@@ -58,7 +58,7 @@ fn columns(names: &[(&str, Kind)]) -> Vec<Column> {
 }
 
 /// Errors and what goes with them, by port and transform.
-fn errors(analysis: &Analysis<'_>) -> Table {
+fn errors<'a>(analysis: &'a Analysis<'_>) -> Table {
     use Kind::{Number, Text};
     let mut table = Table::new(
         &format!("Layer-wise error, {}: {}", analysis.model, analysis.protocol),
@@ -78,7 +78,7 @@ fn errors(analysis: &Analysis<'_>) -> Table {
         ]),
     );
     let total = |rows: &[&LayerRow]| rows.iter().map(|row| row.error).sum::<f64>();
-    let mut add = |name: &str, of: &dyn Fn(&'static str) -> Vec<&'_ LayerRow>| {
+    let mut add = |name: &str, of: &dyn Fn(&'static str) -> Vec<&'a LayerRow>| {
         let none = total(&of("none"));
         for (transform, _) in TRANSFORMS {
             let rows = of(transform);
