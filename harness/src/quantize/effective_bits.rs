@@ -19,7 +19,7 @@
 use std::collections::HashMap;
 
 use models::architecture::{Architecture, Head};
-use models::{Port, Site};
+use models::{Decoder, Port, Site};
 
 use crate::quantize::fake_quant::Kept;
 use crate::quantize::grid::{Convention, Grid};
@@ -113,25 +113,16 @@ impl GroupTally {
 }
 
 impl Tally {
-    /// A model before any step: everything at 16 bits.
-    pub fn new(architecture: &Architecture) -> Self {
-        let a = architecture;
-        let (h, f, attention) = (a.hidden, a.mlp.intermediate, &a.attention);
-        let (q, kv) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-        let group = |site: Site, shapes: &[(usize, usize)]| GroupTally {
+    /// A model before any step: everything at 16 bits. `shapes` are those of its groups' linears, `[out, in]`.
+    fn new(architecture: &Architecture, shapes: Vec<(Site, Vec<[usize; 2]>)>) -> Self {
+        let (a, h, attention) = (architecture, architecture.hidden, &architecture.attention);
+        let group = |(site, shapes): (Site, Vec<[usize; 2]>)| GroupTally {
             site,
             kept: None,
-            linears: shapes.iter().map(|&(out, input)| WeightTally::new(out, input)).collect(),
+            linears: shapes.into_iter().map(|[out, input]| WeightTally::new(out, input)).collect(),
             activation: FULL,
         };
-        let mut groups = Vec::new();
-        for layer in 0..a.layers {
-            groups.push(group(Site::block(layer, Port::AttnIn), &[(q, h), (kv, h), (kv, h)]));
-            groups.push(group(Site::block(layer, Port::OIn), &[(h, q)]));
-            groups.push(group(Site::block(layer, Port::MlpIn), &[(f, h), (f, h)]));
-            groups.push(group(Site::block(layer, Port::DownIn), &[(h, f)]));
-        }
-        groups.push(group(Site::HEAD, &[(a.vocabulary, h)]));
+        let groups: Vec<GroupTally> = shapes.into_iter().map(group).collect();
         let tied = a.head == Head::Tied;
         let embedding = WeightTally::new(a.vocabulary, h);
         let blocks: usize = groups.iter().flat_map(|group| &group.linears).map(WeightTally::count).sum();
@@ -150,8 +141,16 @@ impl Tally {
         }
     }
 
+    /// The means after the steps of a recipe have entered what they store.
+    fn after(mut self, steps: &[Step]) -> EffectiveBits {
+        for step in steps {
+            step.method().store(&mut self);
+        }
+        self.means()
+    }
+
     /// The means.
-    pub fn means(&self) -> EffectiveBits {
+    fn means(&self) -> EffectiveBits {
         let (head, blocks): (Vec<&GroupTally>, Vec<&GroupTally>) =
             self.groups.iter().partition(|group| group.site.port == Port::HeadIn);
         let sum = |weights: &[&WeightTally]| -> (f64, f64) {
@@ -181,27 +180,45 @@ impl Tally {
     }
 }
 
-/// The effective bits of a recipe on a model; `kept` is what its `keep` steps have exempted, `prefix` the tokens of its
-/// prefix, as far as they are known.
-pub fn of(
-    steps: &[Step],
-    architecture: &Architecture,
-    kept: &HashMap<Site, Kept>,
-    prefix: usize,
-) -> EffectiveBits {
-    let mut tally = Tally::new(architecture);
-    tally.exact_tokens = prefix;
+/// The effective bits of a recipe that has been carried out on a decoder; `kept` is what its `keep` steps have exempted.
+pub fn of(steps: &[Step], decoder: &Decoder, kept: &HashMap<Site, Kept>) -> EffectiveBits {
+    let mut tally = Tally::new(&decoder.architecture, shapes_in(decoder));
+    tally.exact_tokens = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
     for group in &mut tally.groups {
         group.kept = kept.get(&group.site).copied();
     }
-    for step in steps {
-        step.method().store(&mut tally);
-    }
-    tally.means()
+    tally.after(steps)
+}
+
+/// The effective bits of a recipe as far as it says them itself: nothing exempted, no prefix.
+pub fn planned(steps: &[Step], architecture: &Architecture) -> EffectiveBits {
+    Tally::new(architecture, shapes_of(architecture)).after(steps)
+}
+
+/// The groups of a decoder with the shapes of their linears.
+fn shapes_in(decoder: &Decoder) -> Vec<(Site, Vec<[usize; 2]>)> {
+    let groups = decoder.groups().into_iter();
+    groups.map(|(site, group)| (site, group.linears.iter().map(|l| l.weight.dims()).collect())).collect()
+}
+
+/// The same before its weights are read.
+fn shapes_of(a: &Architecture) -> Vec<(Site, Vec<[usize; 2]>)> {
+    let (h, f) = (a.hidden, a.mlp.intermediate);
+    let (q, kv) = (a.attention.heads * a.attention.head_dim, a.attention.kv_heads * a.attention.head_dim);
+    let of_block = |layer| {
+        [
+            (Site::block(layer, Port::AttnIn), vec![[q, h], [kv, h], [kv, h]]),
+            (Site::block(layer, Port::OIn), vec![[h, q]]),
+            (Site::block(layer, Port::MlpIn), vec![[f, h], [f, h]]),
+            (Site::block(layer, Port::DownIn), vec![[h, f]]),
+        ]
+    };
+    (0..a.layers).flat_map(of_block).chain([(Site::HEAD, vec![[a.vocabulary, h]])]).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
     use models::Checkpoint;
     use serde_json::{Value, json};
 
@@ -216,7 +233,7 @@ mod tests {
     /// The means of a recipe on the built-in model: 4 blocks, hidden 128, 4 heads of 32, no grouped queries, 384 between up
     /// and down.
     fn bits(steps: &[Step]) -> EffectiveBits {
-        of(steps, architecture().architecture(), &HashMap::new(), 0)
+        planned(steps, architecture().architecture())
     }
 
     fn architecture() -> Checkpoint {
@@ -260,8 +277,9 @@ mod tests {
 
     #[test]
     fn means_weigh_by_values_and_exemptions_count_full() {
-        let a = architecture();
-        let a = a.architecture();
+        let mut decoder = architecture().load(&Device::flex()).unwrap();
+        decoder.set_prefix(&[0, 7, 5]);
+        let a = &decoder.architecture;
         let (h, f) = (a.hidden as f64, a.mlp.intermediate as f64);
         let steps = [
             step("weights", json!({ "bits": 4, "granularity": "tensor", "sites": ["down_in"] })),
@@ -272,7 +290,7 @@ mod tests {
             (group(Port::DownIn), Kept::ActivationAndWeights),
             (group(Port::AttnIn), Kept::Activation),
         ]);
-        let found = of(&steps, a, &kept, 3);
+        let found = of(&steps, &decoder, &kept);
         let (layers, q) = (a.layers as f64, (a.attention.heads * a.attention.head_dim) as f64);
         let kv = (a.attention.kv_heads * a.attention.head_dim) as f64;
         let block = h * (q + 2.0 * kv) + h * q + 3.0 * h * f;
@@ -307,7 +325,7 @@ mod tests {
             // A tied head in 16 bits is a second table.
             let second = if head == Head::Tied { 16.0 * table } else { 0.0 };
             let expected = (rest(&a) + second) / a.parameters() as f64;
-            let found = of(&steps, &a, &HashMap::new(), 0).parameters;
+            let found = planned(&steps, &a).parameters;
             assert!((found - expected).abs() < 1e-12, "{head:?}: {found} {expected}");
         }
     }
@@ -316,19 +334,8 @@ mod tests {
     fn the_shapes_are_those_of_the_decoder() {
         for name in ["builtin/tiny-llama", "builtin/tiny-llama-spiky"] {
             let checkpoint = Checkpoint::builtin(name).unwrap().unwrap();
-            let decoder = checkpoint.load(&burn::tensor::Device::flex()).unwrap();
-            let tally = Tally::new(checkpoint.architecture());
-            let found: Vec<(Site, Vec<[usize; 2]>)> = tally
-                .groups
-                .iter()
-                .map(|group| (group.site, group.linears.iter().map(|l| [l.out, l.input]).collect()))
-                .collect();
-            let expected: Vec<(Site, Vec<[usize; 2]>)> = decoder
-                .groups()
-                .into_iter()
-                .map(|(site, group)| (site, group.linears.iter().map(|l| l.weight.dims()).collect()))
-                .collect();
-            assert_eq!(found, expected, "{name}");
+            let decoder = checkpoint.load(&Device::flex()).unwrap();
+            assert_eq!(shapes_of(checkpoint.architecture()), shapes_in(&decoder), "{name}");
         }
     }
 }

@@ -236,6 +236,11 @@ pub fn is_weights(step: &Value) -> bool {
     is(step, "weights", None)
 }
 
+/// A step that rounds keys and values.
+pub fn is_kv(step: &Value) -> bool {
+    is(step, "kv", None)
+}
+
 /// What QFeM was given: a threshold, a number of groups, or the task to find one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Given {
@@ -345,7 +350,8 @@ fn asymmetric(activations: &Value, name: String) -> String {
     }
 }
 
-/// `W8A8`, `W4A8, weights per group(64)`: the widths of a recipe, and the weights' granularity where it is not `channel`.
+/// `W8A8`, `W4A8, weights per group(64)`, `W4A4KV4, keys before RoPE`: the widths of a recipe, the weights' granularity where
+/// it is not `channel`, and what is unusual about its cache.
 pub fn grid_name(steps: &[&Value]) -> String {
     let weights = steps.iter().find(|step| is_weights(step));
     let activations = steps.iter().find(|step| is_activations(step));
@@ -356,7 +362,34 @@ pub fn grid_name(steps: &[&Value]) -> String {
     {
         name.push_str(&format!(", weights per {granularity}"));
     }
-    name
+    match cache_name(steps) {
+        None => name,
+        // The widths stand together.
+        Some((width, rest)) => match name.split_once(',') {
+            Some((widths, weights)) => format!("{widths}{width},{weights}{rest}"),
+            None => format!("{name}{width}{rest}"),
+        },
+    }
+}
+
+/// `KV4` or `K2V4`, and what is unusual about the cache; `None` where it is not rounded.
+fn cache_name(steps: &[&Value]) -> Option<(String, String)> {
+    let rounded: Vec<&&Value> = steps.iter().filter(|step| is_kv(step)).collect();
+    let least = |key: &str| rounded.iter().filter_map(|step| step.get(key)?.as_u64()).min().unwrap_or(16);
+    let first = rounded.first()?;
+    let (keys, values) = (least("key-bits"), least("value-bits"));
+    let width = if keys == values { format!("KV{keys}") } else { format!("K{keys}V{values}") };
+    let mut rest = String::new();
+    if let Some(granularity) = text(first, "granularity").filter(|granularity| *granularity != "head") {
+        rest.push_str(&format!(", cache per {granularity}"));
+    }
+    if text(first, "keys") == Some("before-rope") {
+        rest.push_str(", keys before RoPE");
+    }
+    if let Some(prompt) = first.get("prompt").and_then(Value::as_u64).filter(|prompt| *prompt > 0) {
+        rest.push_str(&format!(", prompt of {prompt}"));
+    }
+    Some((width, rest))
 }
 
 fn bits(step: &Value) -> u64 {
@@ -367,7 +400,7 @@ fn bits(step: &Value) -> u64 {
 pub fn host_name(steps: &[&Value]) -> String {
     let mut parts: Vec<String> = steps
         .iter()
-        .filter(|step| !is_weights(step) && !is_activations(step))
+        .filter(|step| !is_weights(step) && !is_activations(step) && !is_kv(step))
         .map(|step| step_name(step))
         .collect();
     let mut grid = grid_name(steps);
@@ -451,6 +484,15 @@ mod tests {
             host_name(&[&smooth, &weights, &token]),
             "SmoothQuant (α 0.8), W8A6 per-token, asymmetric"
         );
+        let cache =
+            json!({ "step": "kv", "key-bits": 4, "value-bits": 4, "granularity": "head", "prompt": 0 });
+        let odd = json!({
+            "step": "kv", "key-bits": 2, "value-bits": 4, "granularity": "token", "keys": "before-rope", "prompt": 4,
+        });
+        let groups = json!({ "step": "weights", "bits": 4, "granularity": "group(64)" });
+        assert_eq!(host_name(&[&weights, &tensor, &cache]), "W8A8KV4 per-tensor dynamic");
+        let said = "W4A16K2V4, weights per group(64), cache per token, keys before RoPE, prompt of 4";
+        assert_eq!(host_name(&[&groups, &odd]), said);
         let infinite = json!({ "step": "keep", "method": "qfem", "alpha": "inf", "of": "original" });
         let top = json!({ "step": "keep", "method": "qfem", "top": 2, "of": "present" });
         let prefix = json!({ "step": "prefix", "method": "qfep", "bos": true });

@@ -224,8 +224,7 @@ impl Sweep<'_> {
         }
         let statistics = self.publish_statistics(source, set.as_deref(), fresh, read, &underway)?;
         if self.store.cell(id)?.is_none() {
-            let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
-            let bits = effective_bits::of(&cell.recipe.steps, &decoder.architecture, &tap.kept, prefix);
+            let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap.kept);
             let result = CellResult {
                 id: id.into(),
                 model: source.identity.clone(),

@@ -118,11 +118,10 @@ pub fn survey(
             },
             None => None,
         };
-        let of_source = |source: &source::Source| {
-            let nothing = std::collections::HashMap::new();
-            effective_bits::of(&cell.recipe.steps, source.checkpoint.architecture(), &nothing, 0)
+        let planned = |source: &source::Source| {
+            effective_bits::planned(&cell.recipe.steps, source.checkpoint.architecture())
         };
-        bits.push(sources[label].as_ref().map(of_source));
+        bits.push(sources[label].as_ref().map(planned));
         let known = id.is_some();
         let id = id.unwrap_or_else(|| cell.description_id());
         cells.push(state(cell, &id, store.as_ref(), known)?);
