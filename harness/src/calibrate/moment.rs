@@ -1,6 +1,11 @@
 //! Second moments of activations, XᵀX in f64: what methods that weigh errors by the input stand on.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::matrix::{View, add_product};
+
+/// Rows of the upper triangle that one task sums.
+const STRIPE: usize = 96;
 
 /// Σ x·xᵀ over the tokens seen, on the host.
 ///
@@ -28,17 +33,45 @@ impl SecondMoment {
     pub fn add(&mut self, rows: &[f32]) {
         assert!(rows.len().is_multiple_of(self.channels), "rows of {} channels", self.channels);
         let tokens = rows.len() / self.channels;
-        let wide: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
-        let x = Tensor::<2>::from_data(
-            TensorData::new(wide, [tokens, self.channels]),
-            (&Device::flex(), DType::F64),
-        );
-        let product = x.clone().transpose().matmul(x).try_into_data().expect("a host tensor can be read");
-        let product = product.as_slice::<f64>().expect("the product of f64 is f64");
-        for (sum, &p) in self.sums.iter_mut().zip(product) {
-            *sum += p;
-        }
+        let side = self.channels;
+        let wide: Vec<f64> = rows.par_iter().map(|&x| f64::from(x)).collect();
+        let x = View::new(&wide, tokens, side, side);
+        // Only what lies on and right of the diagonal is summed, a stripe of rows in each task.
+        self.sums.par_chunks_mut(STRIPE * side).enumerate().for_each(|(stripe, sums)| {
+            let from = stripe * STRIPE;
+            let rows = sums.len() / side;
+            let right = x.columns(from, side);
+            add_product(
+                &mut sums[from..],
+                side,
+                1.0,
+                x.columns(from, from + rows).transposed(),
+                right,
+                false,
+            );
+        });
+        self.mirror();
         self.tokens += tokens as u64;
+    }
+
+    /// Copies the upper triangle below the diagonal, in tiles that stay in the cache.
+    fn mirror(&mut self) {
+        const TILE: usize = 32;
+        let side = self.channels;
+        for top in (0..side).step_by(TILE) {
+            for left in (top..side).step_by(TILE) {
+                for r in left..(left + TILE).min(side) {
+                    for c in top..(top + TILE).min(r) {
+                        self.sums[r * side + c] = self.sums[c * side + r];
+                    }
+                }
+            }
+        }
+    }
+
+    /// The diagonal: Σ x² by channel.
+    pub fn squares(&self) -> Vec<f64> {
+        self.sums.iter().step_by(self.channels + 1).copied().collect()
     }
 
     /// Adds another moment.

@@ -56,13 +56,18 @@ impl FakeQuant {
         };
         self.rules.values().any(whole)
     }
+
+    /// What the linears of a site read: the activation after everything that happens to it on the way.
+    pub fn read(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
+        match self.rules.get(&site) {
+            Some(rule) => rounding::round_activation(x, rule),
+            None => x,
+        }
+    }
 }
 
 impl Tap for FakeQuant {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        match self.rules.get(&site) {
-            Some(rule) => group.forward(rounding::round_activation(x, rule)),
-            None => group.forward(x),
-        }
+        group.forward(self.read(site, x))
     }
 }

@@ -8,6 +8,7 @@
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`admissible`] | what a step may say: the checks that steps share |
+//! | [`solve`] | rounding weights by what they read: solvers, clip searches, the pass block by block |
 //! | [`steps`] | one file per step of a recipe |
 
 use std::rc::Rc;
@@ -25,6 +26,7 @@ pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
 pub mod rounding;
+pub mod solve;
 pub mod steps;
 
 /// A group of linears as the steps of a recipe pass over it.

@@ -89,20 +89,27 @@ pub fn round_weight(
     granularity: Granularity,
     clip: f32,
 ) -> Result<Tensor<2>, StepError> {
-    let [out, input] = weight.dims();
-    let width = match granularity {
-        Granularity::Tensor => out * input,
-        Granularity::Channel | Granularity::Token => input,
-        Granularity::Group(n) => {
-            StepError::check_group(name, n, input)?;
-            n
-        }
-    };
-    let round = |values: &mut [f32]| match granularity {
+    let [_, input] = weight.dims();
+    if let Granularity::Group(n) = granularity {
+        StepError::check_group(name, n, input)?;
+    }
+    Ok(change_in_place(weight, |values| round_rows(values, input, grid, granularity, clip)))
+}
+
+/// Rounds rows of `width` values in place. Where groups do not divide the width, the last of each row is short.
+pub fn round_rows(values: &mut [f32], width: usize, grid: Grid, granularity: Granularity, clip: f32) {
+    match granularity {
         Granularity::Tensor => round_slice_parallel(values, grid, clip),
-        _ => round_runs(values, width, grid, clip),
-    };
-    Ok(change_in_place(weight, round))
+        Granularity::Channel | Granularity::Token => round_runs(values, width, grid, clip),
+        Granularity::Group(n) if width.is_multiple_of(n) => round_runs(values, n, grid, clip),
+        Granularity::Group(n) => {
+            values.par_chunks_mut(width).for_each(|row| {
+                row.chunks_mut(n).for_each(|group| {
+                    round_slice(group, grid, clip);
+                });
+            });
+        }
+    }
 }
 
 /// Rounds an activation `[sequences, tokens, channels]`.

@@ -84,6 +84,16 @@ const CASES: &[Case] = &[
     },
     Case {
         step: "smooth",
+        method: Some("awq"),
+        settings: &[
+            "bits = 4, samples = 8, points = 4",
+            "bits = 3, samples = 8, points = 3, granularity = \"group(8)\", symmetric = false, sites = [\"down_in\"]",
+        ],
+        mildest: None,
+        order: &[("bits", "a mean over tokens in f32 depends on their order in its last bits")],
+    },
+    Case {
+        step: "smooth",
         method: Some("osplus"),
         settings: &["samples = 8, steps = 6", "samples = 8, steps = 4, bits = 4, sites = [\"down_in\"]"],
         mildest: None,
@@ -99,9 +109,20 @@ const CASES: &[Case] = &[
     Case {
         step: "weights",
         method: None,
-        settings: &["bits = 8", "bits = 3, granularity = \"group(8)\", symmetric = false, embeddings = true"],
+        settings: &[
+            "bits = 8",
+            "bits = 3, granularity = \"group(8)\", symmetric = false, embeddings = true",
+            "bits = 4, granularity = \"group(24)\", ragged = true, clip = \"mse\"",
+            "bits = 4, solver = \"gptq\"",
+            "bits = 4, solver = \"gptq\", granularity = \"group(8)\", act-order = true, groups = \"static\", \
+             hessian-inputs = \"fp\"",
+            "bits = 4, clip = \"output\"",
+        ],
         mildest: Some("bits = 16"),
-        order: &[],
+        order: &[
+            ("gptq", "sums in another order may put a weight on the other side of a boundary"),
+            ("output", "as gptq"),
+        ],
     },
 ];
 

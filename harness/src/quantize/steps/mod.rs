@@ -193,6 +193,7 @@ registry! {
     PrefixQfep: "prefix" "qfep" => prefix::qfep::Qfep, "prefix/qfep.rs";
     PrefixRandom: "prefix" "random" => prefix::given::Random, "prefix/given.rs";
     PrefixTokens: "prefix" "tokens" => prefix::given::Tokens, "prefix/given.rs";
+    SmoothAwq: "smooth" "awq" => smooth::awq::Awq, "smooth/awq.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
     Weights: "weights" => weights::Weights, "weights.rs";

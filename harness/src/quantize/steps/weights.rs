@@ -3,21 +3,52 @@
 //! # Equation
 //! Ŵ = Δ·(clamp(round(W/Δ) + z) − z), one (Δ, z) per tensor, per output channel or per group of input channels.
 //!
+//! | solver | how codes are chosen |
+//! |---|---|
+//! | `rtn` | each weight to its nearest grid value |
+//! | `gptq` | channel by channel, each one's error carried to the channels that follow, so that tr(ΔW·H·ΔWᵀ) is small |
+//!
+//! GPTQ, with H = XᵀX + λ·mean(diag XᵀX)·1 over all tokens of the calibration set and H⁻¹ = Uᵀ·U: q_i = round(w_i),
+//! e = (w_i − q_i)/U_ii, w_j ← w_j − e·U_ij for j > i. Channels whose input is always zero get weight 0 and do not count in
+//! the mean. Where H + λ is not positive definite, λ rises over 0.01, 0.1 and 1, then a floor is added to the diagonal; what
+//! happened is recorded. A linear for which rounding to nearest has the smaller loss is rounded to nearest, and recorded.
+//!
+//! Inputs come block after block. `hessian-inputs` says from which model: `fp`, the one that the transforms have made;
+//! `wq`, the same with the blocks before this one rounded; `waq`, that with its activations rounded as the recipe says.
+//! `sequential` says whether the linears of a block are rounded after one pass through it (`layer`), or each group after a
+//! pass in which the block's earlier groups are rounded (`group`).
+//!
+//! `clip` is a factor on the range, or a search: `mse` for the least Σ|ŵ − w|^2.4 over factors 1, 0.99, …, 0.21; `output`
+//! for the least error of what the group adds to the output, over ranges clamped to ±M·(1 − i/20), i = 0…9, which leaves q
+//! and k as they are.
+//!
 //! # Parameters
-//! `bits` 2–8, or 16 for none · `granularity` tensor, channel or group(n) · `symmetric` · `convention` of the grid ·
-//! `solver` how codes are chosen · `clip` shrinks the range before the scale is chosen · `sites` whose linears are
-//! rounded · `embeddings` also the embedding table, a scale per row.
+//! `bits` 2–8, or 16 for none · `granularity` tensor, channel or group(n) · `ragged` lets the last group be short ·
+//! `symmetric` · `convention` of the grid · `solver` · `clip` · `sites` whose linears are rounded · `embeddings` also the
+//! embedding table, a scale per row · of `gptq`: `damping` λ · `act-order` channels with the largest input first · `groups`
+//! dynamic (a group's scale from its weights when its turn comes) or static · `sequential` · `asymmetric-calibration` α of
+//! GPTAQ: w_j ← w_j + w_i·P_ij, P = α·triu((X − X̃)ᵀX̃·Uᵀ, 1)·U, which aims at what the unrounded model computes from its
+//! own input X · of `gptq` and of clip = "output": `hessian-inputs`.
 //!
 //! # Reference
-//! own: round to nearest; the grids' sources stand in [`crate::quantize::grid`].
+//! own: round to nearest; the grids' sources stand in [`crate::quantize::grid`]. GPTQ, arXiv:2210.17323, equations 2–4 and
+//! algorithm 1; dead channels, activation order, static groups and the search `mse` are its released code's, and QuaRot's
+//! (arXiv:2404.00456). In that code groups narrower than its block of 128 take their scale from weights that lack the
+//! block's own updates; here, as the paper says, from the most current ones. The search `output` is AWQ's
+//! (arXiv:2306.00978, code), over all calibration tokens. GPTAQ: arXiv:2504.02692. The ladder of dampings and the comparison
+//! with rounding to nearest are ours.
 
-use burn::tensor::Tensor;
-use models::Linear;
+use burn::tensor::{Tensor, TensorData};
+use models::{Decoder, Group, Linear, Port, Site};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::quantize::fake_quant::Kept;
+use crate::calibrate::moment::SecondMoment;
+use crate::quantize::fake_quant::{FakeQuant, Kept};
 use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::solve::blockwise::{Seen, Stream};
+use crate::quantize::solve::clip::Clip;
+use crate::quantize::solve::gptq::{self, Drift, Fit, Prepared, Settings};
 use crate::quantize::steps::Stage;
 use crate::quantize::{
     GroupInFlight, Method, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
@@ -32,6 +63,9 @@ pub struct Weights {
     /// Who shares a scale. Default: `channel`.
     #[serde(default = "channel")]
     pub granularity: Granularity,
+    /// Whether the last group may be short. Default: false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ragged: bool,
     /// Without a zero point. Default: true.
     #[serde(default = "yes")]
     pub symmetric: bool,
@@ -41,15 +75,33 @@ pub struct Weights {
     /// Default: `rtn`, round to nearest.
     #[serde(default)]
     pub solver: Solver,
-    /// Factor on the range, 0 < clip ≤ 1. Default: 1.
-    #[serde(default = "one")]
-    pub clip: f32,
+    /// Factor on the range, 0 < clip ≤ 1, or a search. Default: 1.
+    #[serde(default = "unclipped")]
+    pub clip: Clip,
     /// Sites whose linears are rounded. Default: every site but `head_in`.
     #[serde(default)]
     pub sites: Option<Vec<String>>,
     /// Round the embedding table too. Default: false.
     #[serde(default)]
     pub embeddings: bool,
+    /// λ of GPTQ. Default: 0.01.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damping: Option<f64>,
+    /// Of GPTQ: channels with the largest input first. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act_order: Option<bool>,
+    /// Of GPTQ with groups: when their scales are chosen. Default: `dynamic`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Groups>,
+    /// Which model's activations errors are weighed by. Default: `wq` with GPTQ, else `fp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hessian_inputs: Option<HessianInputs>,
+    /// Of GPTQ: how much of a block is rounded between two passes. Default: `layer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequential: Option<Sequential>,
+    /// α of GPTAQ, 0 < α ≤ 1. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asymmetric_calibration: Option<f64>,
 }
 
 /// How codes are chosen.
@@ -59,19 +111,131 @@ pub enum Solver {
     /// Round to nearest.
     #[default]
     Rtn,
+    /// GPTQ.
+    Gptq,
 }
 
+/// When the scale of a group is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Groups {
+    /// When its first channel's turn comes, from the weights as they are then.
+    #[default]
+    Dynamic,
+    /// Before anything is rounded, of neighbouring channels whatever the order.
+    Static,
+}
+
+/// Which model's activations errors are weighed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HessianInputs {
+    /// The unrounded model's.
+    Fp,
+    /// With the weights of earlier blocks rounded.
+    Wq,
+    /// With these and activations rounded.
+    Waq,
+}
+
+/// How much of a block is rounded between two passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sequential {
+    /// All of it.
+    #[default]
+    Layer,
+    /// The linears that read one site.
+    Group,
+}
+
+/// λ when the recipe does not say.
+const DAMPING: f64 = 0.01;
+
 impl Weights {
-    /// The same step with its convention and its sites written out.
+    /// The same step with every default written out.
     pub fn resolved(mut self) -> Self {
         self.convention = Some(self.convention.unwrap_or(admissible::default_convention(self.symmetric)));
         self.sites = Some(admissible::resolve_linear_sites(self.sites.as_deref()));
+        if self.solver == Solver::Gptq {
+            self.damping = Some(self.damping.unwrap_or(DAMPING));
+            self.act_order = Some(self.act_order.unwrap_or_default());
+            if matches!(self.granularity, Granularity::Group(_)) {
+                self.groups = Some(self.groups.unwrap_or_default());
+            }
+            if self.inputs() != HessianInputs::Fp {
+                self.sequential = Some(self.sequential.unwrap_or_default());
+            }
+        }
+        if self.reads_inputs() {
+            self.hessian_inputs = Some(self.inputs());
+        }
         self
     }
 
     /// The grid, or `None` at 16 bits.
     fn grid(&self) -> Option<Grid> {
         admissible::grid(self.bits, self.symmetric, self.convention)
+    }
+
+    /// Whether what is rounded depends on what the linears read.
+    fn reads_inputs(&self) -> bool {
+        self.solver == Solver::Gptq || self.clip == Clip::Output
+    }
+
+    fn inputs(&self) -> HessianInputs {
+        let default = if self.solver == Solver::Gptq { HessianInputs::Wq } else { HessianInputs::Fp };
+        self.hessian_inputs.unwrap_or(default)
+    }
+
+    fn check_solver(&self) -> Result<(), String> {
+        let of_gptq = [
+            ("damping", self.damping.is_some()),
+            ("act-order", self.act_order.is_some()),
+            ("groups", self.groups.is_some()),
+            ("sequential", self.sequential.is_some()),
+            ("asymmetric-calibration", self.asymmetric_calibration.is_some()),
+        ];
+        if self.solver != Solver::Gptq
+            && let Some((key, _)) = of_gptq.into_iter().find(|(_, given)| *given)
+        {
+            return Err(format!("`{key}` belongs to solver = \"gptq\""));
+        }
+        if !self.reads_inputs() && self.hessian_inputs.is_some() {
+            return Err("`hessian-inputs` belongs to solver = \"gptq\" or clip = \"output\"".into());
+        }
+        let grouped = matches!(self.granularity, Granularity::Group(_));
+        if let Some(d) = self.damping.filter(|d| !(0.0..=1.0).contains(d)) {
+            return Err(format!("`damping` must be between 0 and 1, not {d}"));
+        }
+        if self.groups.is_some() && !grouped {
+            return Err(format!("`groups` needs granularity = \"group(n)\", not {}", self.granularity));
+        }
+        if self.ragged && !grouped {
+            return Err(format!("`ragged` needs granularity = \"group(n)\", not {}", self.granularity));
+        }
+        if self.sequential.is_some() && self.inputs() == HessianInputs::Fp {
+            return Err(
+                "`sequential` means nothing with hessian-inputs = \"fp\": no rounded weight is read".into()
+            );
+        }
+        if let Some(alpha) = self.asymmetric_calibration {
+            if !(alpha > 0.0 && alpha <= 1.0) {
+                return Err(format!("`asymmetric-calibration` must be above 0 and at most 1, not {alpha}"));
+            }
+            if self.inputs() == HessianInputs::Fp {
+                return Err("`asymmetric-calibration` compares rounded inputs with the original's: \
+                     hessian-inputs = \"wq\" or \"waq\""
+                    .into());
+            }
+        }
+        match self.clip {
+            Clip::Factor(clip) => admissible::clip(clip),
+            Clip::Output if self.granularity == Granularity::Tensor => {
+                Err("`clip` output needs a scale per channel or group".into())
+            }
+            Clip::Mse | Clip::Output => Ok(()),
+        }
     }
 }
 
@@ -86,7 +250,7 @@ impl Method for Weights {
             g != Granularity::Token
         })?;
         admissible::convention(self.convention, self.symmetric)?;
-        admissible::clip(self.clip)?;
+        self.check_solver()?;
         admissible::linear_sites(self.sites.as_deref())
     }
 
@@ -96,40 +260,281 @@ impl Method for Weights {
         weights.chain(self.embeddings.then(|| "the embedding table".to_string())).collect()
     }
 
+    fn needs_calibration(&self) -> bool {
+        self.bits != 16 && self.reads_inputs()
+    }
+
     fn rounds_weights(&self) -> bool {
         true
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
-        if let Some(grid) = self.grid().filter(|_| self.embeddings) {
-            // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
-            let table = model.decoder.embedding.clone();
-            model.decoder.embedding =
-                rounding::round_weight("embeddings", table, grid, self.granularity, self.clip)?;
+        let Some(grid) = self.grid() else { return each_group(model, |flight| self.apply(flight)) };
+        if !self.reads_inputs() {
+            self.round_embeddings(model.decoder, grid)?;
+            return each_group(model, |flight| self.apply(flight));
         }
-        each_group(model, |flight| self.apply(flight))
+        Blockwise::new(self, grid, model)?.run(model)
     }
 
     fn apply(&self, flight: &mut GroupInFlight) -> Result<bool, StepError> {
         let Some(grid) = self.grid() else { return Ok(false) };
-        if !acts_at(self.sites.as_deref(), flight.site.port) {
+        if !self.rounds(flight.site.port, flight.kept) {
             return Ok(false);
         }
-        if flight.kept == Some(Kept::ActivationAndWeights) {
-            return Ok(false);
-        }
+        let fit = self.fit(grid);
         for linear in &mut flight.group.linears {
-            let weight = take(linear);
-            linear.weight = rounding::round_weight(&linear.name, weight, grid, self.granularity, self.clip)?;
+            self.check_width(linear)?;
+            let [_, channels] = linear.weight.dims();
+            change(linear, |values| match fit.clip {
+                // In place: the plain case needs no copies.
+                Clip::Factor(clip) => rounding::round_rows(values, channels, grid, self.granularity, clip),
+                _ => values.copy_from_slice(&gptq::nearest(values, channels, &fit, None)),
+            });
         }
         Ok(true)
     }
 }
 
-/// Takes a weight out of its linear, so that it can be changed without a copy.
-fn take(linear: &mut Linear) -> Tensor<2> {
+impl Weights {
+    fn rounds(&self, port: Port, kept: Option<Kept>) -> bool {
+        acts_at(self.sites.as_deref(), port) && kept != Some(Kept::ActivationAndWeights)
+    }
+
+    fn fit(&self, grid: Grid) -> Fit {
+        Fit { grid, granularity: self.granularity, clip: self.clip }
+    }
+
+    fn check_width(&self, linear: &Linear) -> Result<(), StepError> {
+        gptq::check_width(&linear.name, self.granularity, self.ragged, linear.weight.dims()[1])
+    }
+
+    fn round_embeddings(&self, decoder: &mut Decoder, grid: Grid) -> Result<(), StepError> {
+        if self.embeddings {
+            // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
+            let [_, channels] = decoder.embedding.dims();
+            gptq::check_width("embeddings", self.granularity, self.ragged, channels)?;
+            // A search by output error has nothing to go by here: a row of the table is not summed over.
+            let clip = if self.clip == Clip::Output { Clip::Factor(1.0) } else { self.clip };
+            let fit = Fit { clip, ..self.fit(grid) };
+            let table = values(&decoder.embedding);
+            let rounded = gptq::nearest(&table, channels, &fit, None);
+            decoder.embedding = like(rounded, &decoder.embedding);
+        }
+        Ok(())
+    }
+}
+
+/// The passes of a step that reads inputs.
+struct Blockwise<'a> {
+    step: &'a Weights,
+    settings: Settings,
+    /// The present model's stream.
+    stream: Stream,
+    /// The unrounded model and its stream, for GPTAQ.
+    original: Option<(Stream, Decoder)>,
+    groups: u64,
+    sites: Map<String, Value>,
+}
+
+impl<'a> Blockwise<'a> {
+    fn new(step: &'a Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
+        for (site, group) in model.decoder.groups() {
+            if step.rounds(site.port, model.tap.kept.get(&site).copied()) {
+                group.linears.iter().try_for_each(|linear| step.check_width(linear))?;
+            }
+        }
+        let samples = model.calibrator.samples().to_vec();
+        let start = model.calibrator.start();
+        // The unrounded model reads the unrounded table.
+        let whole = Stream::begin(model.decoder, &samples, start)?;
+        let original = step.asymmetric_calibration.map(|_| (whole.clone(), model.decoder.clone()));
+        step.round_embeddings(model.decoder, grid)?;
+        let stream = match step.inputs() {
+            HessianInputs::Wq | HessianInputs::Waq if step.embeddings => {
+                Stream::begin(model.decoder, &samples, start)?
+            }
+            _ => whole,
+        };
+        let static_groups = step.groups == Some(Groups::Static);
+        let settings = Settings { fit: step.fit(grid), static_groups, block: gptq::BLOCK };
+        Ok(Self { step, settings, stream, original, groups: 0, sites: Map::new() })
+    }
+
+    fn run(mut self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        let layers = model.decoder.architecture.layers;
+        // What the calibration passes read behind: the recipe's rules, or none.
+        let mut tap = match self.step.inputs() {
+            HessianInputs::Waq => model.tap.clone(),
+            HessianInputs::Fp | HessianInputs::Wq => FakeQuant::default(),
+        };
+        let has_head = self.step.rounds(Port::HeadIn, model.tap.kept.get(&Site::HEAD).copied());
+        for layer in 0..layers {
+            if !model.calibrator.progress(layer, layers) {
+                return Err(StepError::Interrupted);
+            }
+            let wanted: Vec<Port> = [Port::AttnIn, Port::OIn, Port::MlpIn, Port::DownIn]
+                .into_iter()
+                .filter(|&port| {
+                    self.step.rounds(port, model.tap.kept.get(&Site::block(layer, port)).copied())
+                })
+                .collect();
+            let is_needed = layer + 1 < layers || has_head;
+            self.block(model.decoder, layer, &mut tap, &wanted, is_needed)?;
+        }
+        if has_head {
+            let moment = self.stream.head(model.decoder, &tap);
+            let seen = Seen { moments: [(Port::HeadIn, moment)].into(), ..Seen::default() };
+            self.solve(Site::HEAD, &mut model.decoder.head, &seen);
+        }
+        let mut report = Map::new();
+        report.insert("groups".into(), self.groups.into());
+        report.insert("calibration-tokens".into(), self.stream.tokens.into());
+        report.insert("sites".into(), self.sites.into());
+        Ok(report)
+    }
+
+    /// Rounds a block and leads the streams through it.
+    fn block(
+        &mut self,
+        decoder: &mut Decoder,
+        layer: usize,
+        tap: &mut FakeQuant,
+        wanted: &[Port],
+        is_needed: bool,
+    ) -> Result<(), StepError> {
+        if self.step.inputs() == HessianInputs::Fp {
+            // One pass gives the moments and the next block's inputs.
+            let seen = self.stream.pass(decoder, layer, tap, wanted, is_needed)?;
+            wanted.iter().for_each(|&port| self.solve_port(decoder, layer, port, &seen));
+            return Ok(());
+        }
+        let parts: Vec<&[Port]> = match self.step.sequential.unwrap_or_default() {
+            Sequential::Layer => vec![wanted],
+            Sequential::Group => wanted.chunks(1).collect(),
+        };
+        for part in parts {
+            let seen = match &mut self.original {
+                None => self.stream.pass(decoder, layer, tap, part, false)?,
+                Some((stream, whole)) => self.stream.compare(decoder, layer, tap, part, (stream, whole))?,
+            };
+            part.iter().for_each(|&port| self.solve_port(decoder, layer, port, &seen));
+        }
+        if is_needed {
+            self.stream.pass(decoder, layer, tap, &[], true)?;
+            if let Some((stream, whole)) = &mut self.original {
+                stream.pass(whole, layer, &mut FakeQuant::default(), &[], true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn solve_port(&mut self, decoder: &mut Decoder, layer: usize, port: Port, seen: &Seen) {
+        let block = &mut decoder.blocks[layer];
+        let group = match port {
+            Port::AttnIn => &mut block.qkv,
+            Port::OIn => &mut block.o,
+            Port::MlpIn => &mut block.gate_up,
+            Port::DownIn => &mut block.down,
+            other => unreachable!("no linears of a block read {}", other.as_str()),
+        };
+        self.solve(Site::block(layer, port), group, seen);
+    }
+
+    /// Rounds the linears of a group by what they read, and notes what happened.
+    fn solve(&mut self, site: Site, group: &mut Group, seen: &Seen) {
+        self.groups += 1;
+        let moment = &seen.moments[&site.port];
+        let mut note = match self.step.solver {
+            Solver::Rtn => self.round_nearest(site, group, moment),
+            Solver::Gptq => self.round_gptq(site, group, moment, seen.drifts.get(&site.port)),
+        };
+        if (moment.tokens as usize) < moment.channels {
+            note.insert("fewer-tokens-than-channels".into(), moment.tokens.into());
+        }
+        self.sites.insert(site.to_string(), note.into());
+    }
+
+    fn round_nearest(&self, site: Site, group: &mut Group, moment: &SecondMoment) -> Map<String, Value> {
+        let (mut losses, mut plain) = (0.0, 0.0);
+        for (place, linear) in group.linears.iter_mut().enumerate() {
+            let fit = self.fit_of(site, place);
+            let unclipped = Fit { clip: Clip::Factor(1.0), ..fit };
+            change(linear, |values| {
+                let rounded = gptq::nearest(values, moment.channels, &fit, Some(&moment.sums));
+                let without = gptq::nearest(values, moment.channels, &unclipped, None);
+                losses += gptq::loss(moment, values, &rounded);
+                plain += gptq::loss(moment, values, &without);
+                values.copy_from_slice(&rounded);
+            });
+        }
+        Map::from_iter([("loss".to_string(), json!(losses)), ("unclipped-loss".to_string(), json!(plain))])
+    }
+
+    fn round_gptq(
+        &self,
+        site: Site,
+        group: &mut Group,
+        moment: &SecondMoment,
+        cross: Option<&Vec<f64>>,
+    ) -> Map<String, Value> {
+        let step = self.step;
+        let asked = step.damping.unwrap_or(DAMPING);
+        let drift = cross.zip(step.asymmetric_calibration).map(|(cross, alpha)| Drift { cross, alpha });
+        let prepared = Prepared::new(moment, asked, step.act_order.unwrap_or_default(), drift);
+        let (mut loss, mut nearest_loss, mut nearest) = (0.0, 0.0, Vec::new());
+        for (place, linear) in group.linears.iter_mut().enumerate() {
+            let name = linear.name.clone();
+            let settings = Settings { fit: self.fit_of(site, place), ..self.settings };
+            change(linear, |values| {
+                let rounded = gptq::round(values, &prepared, &settings);
+                loss += rounded.loss;
+                nearest_loss += rounded.nearest_loss;
+                if rounded.is_nearest {
+                    nearest.push(name);
+                }
+                values.copy_from_slice(&rounded.weight);
+            });
+        }
+        let mut note = Map::new();
+        note.insert("loss".into(), json!(loss));
+        note.insert("nearest-loss".into(), json!(nearest_loss));
+        if prepared.damping != asked {
+            note.insert("damping".into(), json!(prepared.damping));
+        }
+        if let Some(floor) = prepared.floor {
+            note.insert("diagonal-floor".into(), json!(floor));
+        }
+        if !prepared.dead.is_empty() {
+            note.insert("dead-channels".into(), prepared.dead.len().into());
+        }
+        if !nearest.is_empty() {
+            note.insert("rounded-to-nearest".into(), json!(nearest));
+        }
+        note
+    }
+
+    /// AWQ's search leaves q and k alone: their errors go through a softmax, which the loss does not know.
+    fn fit_of(&self, site: Site, place: usize) -> Fit {
+        let fit = self.settings.fit;
+        let skipped = fit.clip == Clip::Output && site.port == Port::AttnIn && place < 2;
+        if skipped { Fit { clip: Clip::Factor(1.0), ..fit } } else { fit }
+    }
+}
+
+/// Changes a linear's weight on the host, in place where nothing else refers to it.
+fn change(linear: &mut Linear, change: impl FnOnce(&mut [f32])) {
     let device = linear.weight.device();
-    std::mem::replace(&mut linear.weight, Tensor::zeros([1, 1], &device))
+    let weight = std::mem::replace(&mut linear.weight, Tensor::zeros([1, 1], &device));
+    linear.weight = models::kernel::change_in_place(weight, change);
+}
+
+fn values(weight: &Tensor<2>) -> Vec<f32> {
+    weight.to_data().try_to_vec().expect("weights are f32 and can be read")
+}
+
+fn like(values: Vec<f32>, weight: &Tensor<2>) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values, weight.dims()), &weight.device())
 }
 
 fn channel() -> Granularity {
@@ -138,6 +543,9 @@ fn channel() -> Granularity {
 fn yes() -> bool {
     true
 }
-fn one() -> f32 {
-    1.0
+fn is_false(value: &bool) -> bool {
+    !value
+}
+fn unclipped() -> Clip {
+    Clip::Factor(1.0)
 }

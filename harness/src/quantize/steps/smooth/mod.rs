@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 
 use crate::names;
 use crate::quantize::steps::activations::PORTS;
+use crate::quantize::{ModelInFlight, StepError};
 
+pub mod awq;
 pub mod osplus;
 pub mod smoothquant;
 
@@ -49,6 +51,25 @@ fn extremes(scales: &[f64]) -> Value {
 /// What a smoothing step claims: the scales of its sites. Two steps may smooth one site, one after the other.
 fn claims() -> Vec<String> {
     Vec::new()
+}
+
+/// The first samples of the calibration set, as they are fed: without BOS where a prefix stands for it.
+///
+/// # Errors
+/// Where the set has fewer; `method` is named.
+fn first_samples(model: &ModelInFlight, count: usize, method: &str) -> Result<Vec<Vec<u32>>, StepError> {
+    let start = model.calibrator.start();
+    let samples = model.calibrator.samples();
+    if samples.len() < count {
+        return Err(StepError::TooLittle(format!(
+            "{method} searches on {count} samples and the calibration set has {}: lower the step's `samples`, or raise \
+             the set's",
+            samples.len()
+        )));
+    }
+    let fed =
+        |sample: &Vec<u32>| sample[usize::from(model.decoder.stands_for_first(start, sample))..].to_vec();
+    Ok(samples[..count].iter().map(fed).collect())
 }
 
 /// A report of scales by site.

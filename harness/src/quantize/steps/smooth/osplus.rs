@@ -198,21 +198,7 @@ struct Found {
 impl Osplus {
     /// The search at every site, by the site's name.
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
-        let start = model.calibrator.start();
-        let samples = model.calibrator.samples();
-        let read: Vec<Vec<u32>> = samples
-            .iter()
-            .take(self.samples)
-            .map(|sample| sample[usize::from(model.decoder.stands_for_first(start, sample))..].to_vec())
-            .collect();
-        if read.len() < self.samples {
-            let text = format!(
-                "OS+ searches on {} samples and the calibration set has {}: lower the step's `samples`, or raise the set's",
-                self.samples,
-                read.len()
-            );
-            return Err(StepError::TooLittle(text));
-        }
+        let read = smooth::first_samples(model, self.samples, "OS+")?;
         let mut decoder = model.decoder.clone();
         let device = decoder.device();
         let mut search = Search {

@@ -1,0 +1,208 @@
+//! A calibration set led through a model one block after another, so that no more than one block's second moments are
+//! held at a time and later blocks can read what earlier, rounded ones make.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use burn::tensor::Tensor;
+use models::{Decoder, Group, Port, Site, Tap, token_tensor};
+
+use crate::calibrate::moment::SecondMoment;
+use crate::calibrate::observe::TOKENS_PER_BATCH;
+use crate::matrix::{View, add_product};
+use crate::quantize::StepError;
+use crate::quantize::fake_quant::FakeQuant;
+
+/// The residual stream of every sample of a calibration set, before some block.
+#[derive(Clone)]
+pub struct Stream {
+    batches: Vec<Tensor<3>>,
+    /// Tokens of all samples.
+    pub tokens: usize,
+}
+
+/// What the linears of a block read, over the whole calibration set.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// XᵀX by port.
+    pub moments: BTreeMap<Port, SecondMoment>,
+    /// (X − X̃)ᵀX̃ by port, where another stream was compared.
+    pub drifts: BTreeMap<Port, Vec<f64>>,
+}
+
+impl Stream {
+    /// Before the first block. A sample's BOS is left out where a prefix stands for it.
+    ///
+    /// # Errors
+    /// A calibration set without samples, or with one that is too short.
+    pub fn begin(decoder: &Decoder, samples: &[Vec<u32>], start: Option<u32>) -> Result<Self, StepError> {
+        if samples.is_empty() {
+            let text = "the calibration set has no samples: use `samples` of at least 1";
+            return Err(StepError::Statistics(text.into()));
+        }
+        let fed: Vec<&[u32]> =
+            samples.iter().map(|s| &s[usize::from(decoder.stands_for_first(start, s))..]).collect();
+        if let Some(sample) = fed.iter().position(|s| s.is_empty()) {
+            let text =
+                format!("calibration sample {sample} has no tokens behind the prefix: use longer samples");
+            return Err(StepError::TooLittle(text));
+        }
+        let device = decoder.device();
+        let mut batches = Vec::new();
+        let mut rest = fed.as_slice();
+        while let Some(first) = rest.first() {
+            let most = (TOKENS_PER_BATCH / first.len()).max(1);
+            let count = rest.iter().take(most).take_while(|s| s.len() == first.len()).count();
+            batches.push(decoder.embed(token_tensor(&rest[..count], &device)));
+            rest = &rest[count..];
+        }
+        Ok(Self { batches, tokens: fed.iter().map(|s| s.len()).sum() })
+    }
+
+    /// Sums the second moments of the ports `wanted` of a block, what the linears read being what `tap` makes of the
+    /// activations. With `advance` the stream is behind the block afterwards, else nothing beyond the last wanted port
+    /// is computed.
+    ///
+    /// # Errors
+    /// An activation that is not finite.
+    pub fn pass(
+        &mut self,
+        decoder: &mut Decoder,
+        layer: usize,
+        tap: &mut FakeQuant,
+        wanted: &[Port],
+        advance: bool,
+    ) -> Result<Seen, StepError> {
+        let mut seen = Seen::default();
+        for index in 0..self.batches.len() {
+            let read = self.batch(index, decoder, layer, tap, wanted, advance);
+            for (port, x) in read {
+                seen.add(port, &values(x.clone()), x.dims()[2]);
+            }
+        }
+        seen.check(layer)?;
+        Ok(seen)
+    }
+
+    /// As [`Stream::pass`] without advancing, where `original`, the stream of the unrounded model, is led through its
+    /// block at the same time, without a tap, and compared.
+    ///
+    /// # Errors
+    /// As [`Stream::pass`].
+    pub fn compare(
+        &mut self,
+        decoder: &mut Decoder,
+        layer: usize,
+        tap: &mut FakeQuant,
+        wanted: &[Port],
+        original: (&mut Stream, &mut Decoder),
+    ) -> Result<Seen, StepError> {
+        let mut seen = Seen::default();
+        let (truth, whole) = original;
+        for index in 0..self.batches.len() {
+            let read = self.batch(index, decoder, layer, tap, wanted, false);
+            let meant = truth.batch(index, whole, layer, &mut FakeQuant::default(), wanted, false);
+            for ((port, x), (_, meant)) in read.into_iter().zip(meant) {
+                let channels = x.dims()[2];
+                let (x, meant) = (values(x), values(meant));
+                seen.add(port, &x, channels);
+                let drift: Vec<f64> =
+                    meant.iter().zip(&x).map(|(&m, &x)| f64::from(m) - f64::from(x)).collect();
+                let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                let rows = wide.len() / channels;
+                let sums = seen.drifts.entry(port).or_insert_with(|| vec![0.0; channels * channels]);
+                let left = View::new(&drift, rows, channels, channels).transposed();
+                add_product(sums, channels, 1.0, left, View::new(&wide, rows, channels, channels), true);
+            }
+        }
+        seen.check(layer)?;
+        Ok(seen)
+    }
+
+    /// One batch through the block; what the wanted ports' linears read.
+    fn batch(
+        &mut self,
+        index: usize,
+        decoder: &mut Decoder,
+        layer: usize,
+        tap: &mut FakeQuant,
+        wanted: &[Port],
+        advance: bool,
+    ) -> Vec<(Port, Tensor<3>)> {
+        let last = if advance { None } else { wanted.iter().copied().max() };
+        let mut look = Look { tap, wanted, last, read: Vec::new() };
+        let x = self.batches[index].clone();
+        let out = decoder.through_block(layer, x, &mut look);
+        let read = look.read;
+        if advance {
+            self.batches[index] = out;
+        }
+        read
+    }
+
+    /// The second moment of what the output head reads, once the stream is behind the last block.
+    pub fn head(&self, decoder: &Decoder, tap: &FakeQuant) -> SecondMoment {
+        let mut moment = SecondMoment::new(decoder.architecture.hidden);
+        for x in &self.batches {
+            moment.add(&values(tap.read(Site::HEAD, decoder.final_norm.forward(x.clone()))));
+        }
+        moment
+    }
+}
+
+impl Seen {
+    fn add(&mut self, port: Port, rows: &[f32], channels: usize) {
+        let moment = match self.moments.entry(port) {
+            Entry::Vacant(vacant) => vacant.insert(SecondMoment::new(channels)),
+            Entry::Occupied(known) => known.into_mut(),
+        };
+        moment.add(rows);
+    }
+
+    fn check(&self, layer: usize) -> Result<(), StepError> {
+        for (&port, moment) in &self.moments {
+            if !moment.squares().iter().all(|x| x.is_finite()) {
+                let site = Site::block(layer, port);
+                return Err(StepError::Statistics(format!(
+                    "the activation at {site} is not finite in the calibration set: the model or a step before this one \
+                     is broken; measure its perplexity first"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn values(x: Tensor<3>) -> Vec<f32> {
+    let data = x.try_into_data().expect("the device answers");
+    data.try_into_vec::<f32>().expect("activations are f32")
+}
+
+/// Keeps what the linears of the wanted ports read.
+struct Look<'a> {
+    tap: &'a mut FakeQuant,
+    wanted: &'a [Port],
+    /// From here on outputs are of no use to anybody.
+    last: Option<Port>,
+    read: Vec<(Port, Tensor<3>)>,
+}
+
+impl Tap for Look<'_> {
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        let x = if self.last.is_some_and(|last| site.port > last) { x } else { self.tap.read(site, x) };
+        if self.wanted.contains(&site.port) {
+            self.read.push((site.port, x.clone()));
+        }
+        if self.last.is_some_and(|last| site.port >= last) {
+            let [sequences, tokens, _] = x.dims();
+            let device = x.device();
+            let zeros = |out: usize| Tensor::zeros([sequences, tokens, out], &device);
+            return group.linears.iter().map(|linear| zeros(linear.weight.dims()[0])).collect();
+        }
+        group.forward(x)
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.tap.tensor(site, x)
+    }
+}
