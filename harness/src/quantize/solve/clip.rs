@@ -238,7 +238,11 @@ mod tests {
             for mantissa in 0..50 {
                 let d = (1.0 + f64::from(mantissa) / 50.0) * 2f64.powi(exponent);
                 let expected = if d * d < 1e-36 { 0.0 } else { d.powf(2.4) };
-                assert!((power(d * d) - expected).abs() <= 1e-12 * expected, "{d}: {} {expected}", power(d * d));
+                assert!(
+                    (power(d * d) - expected).abs() <= 1e-12 * expected,
+                    "{d}: {} {expected}",
+                    power(d * d)
+                );
             }
         }
         assert_eq!(power(0.0), 0.0);
