@@ -6,6 +6,7 @@
 
 use crate::record::statistics::{RESIDUAL, SiteSummary, StatisticsResult};
 use crate::record::{CellResult, Contents, ManifestCell, StoredStatistics};
+use crate::report::calibrated;
 use crate::report::drawing::glyphs::token_text;
 use crate::report::drawing::{Colour, Mark, palette};
 
@@ -72,6 +73,14 @@ pub fn observed(contents: &Contents) -> Vec<Observed<'_>> {
     found
 }
 
+/// As [`observed`], of the sets that others are normalised to where there are many sets: a figure for each of a dozen would
+/// be a report that nobody reads.
+pub fn of_references(contents: &Contents) -> Vec<Observed<'_>> {
+    let mut found = observed(contents);
+    found.retain(|one| calibrated::is_reference(contents, one.calibration));
+    found
+}
+
 /// The calibration sets, each once, with what was observed over each.
 pub fn by_calibration<'a>(observed: &'a [Observed<'a>]) -> Vec<(&'a str, Vec<&'a Observed<'a>>)> {
     let mut sets: Vec<(&str, Vec<&Observed<'_>>)> = Vec::new();
@@ -85,6 +94,15 @@ pub fn by_calibration<'a>(observed: &'a [Observed<'a>]) -> Vec<(&'a str, Vec<&'a
 }
 
 impl<'a> Observed<'a> {
+    /// Whether the text is a parallel one in some language, or generated.
+    pub fn is_language_or_nonsense(&self) -> bool {
+        let text = |key: &str| {
+            let state = self.states.first();
+            state.and_then(|state| state.result().calibration[key].as_str()).unwrap_or_default()
+        };
+        text("text").starts_with("udhr/") || text("text-origin") == "generated"
+    }
+
     /// The model without a prefix.
     pub fn original(&self) -> Option<State<'a>> {
         self.states.first().copied().filter(State::is_original)

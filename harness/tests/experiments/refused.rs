@@ -320,3 +320,44 @@ fn calibration_blocks_have_defaults_and_bounds() {
         assert!(message.lines().next().unwrap().ends_with(expected), "{message}");
     }
 }
+
+#[test]
+fn a_corpus_may_be_a_table_with_one_name() {
+    use harness::data::half::Half;
+    let keys = |corpus: &str| format!("corpus = {corpus}\nsamples = 2\nlength = 8");
+    let set = calibrated(&keys("{ name = \"c4\", half = \"second\" }")).unwrap();
+    let whole = Box::new(CorpusRef::Named("c4".into()));
+    assert_eq!(set.corpus, CorpusRef::Half { whole, half: Half::Second });
+    assert_eq!(set.corpus.label(), "c4-second");
+    let task = calibrated(&keys("{ task = \"piqa\", half = \"first\" }")).unwrap().corpus;
+    assert_eq!(task, CorpusRef::Task { task: "piqa".into(), half: Some(Half::First), items: None });
+    assert_eq!(calibrated(&keys("{ name = \"c4\" }")).unwrap().corpus, CorpusRef::Named("c4".into()));
+    for (corpus, expected) in [
+        ("{ name = \"c4\", path = \"x\" }", "a corpus has one of `path`, `name` and `task`"),
+        ("{ half = \"first\" }", "a corpus has one of `path`, `name` and `task`"),
+        ("{ name = \"c4\", field = \"text\" }", "`field` belongs to `path`"),
+        ("{ name = \"c4\", items = \"x\" }", "`items` belongs to `task`"),
+        ("{ name = \"c4\", half = \"third\" }", "unknown word `third`"),
+        ("{ name = \"c5\", half = \"first\" }", "unknown corpus `c5` (did you mean `c4`?)"),
+        ("{ name = \"nonsense\", half = \"first\" }", "corpus `nonsense` is generated: it has no halves"),
+        ("{ task = \"pika\", half = \"first\" }", "unknown task `pika` (did you mean `piqa`?)"),
+    ] {
+        let message = calibrated(&keys(corpus)).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = refused("\"builtin/stories-held-out\"", "{ task = \"piqa\", half = \"first\" }");
+    assert!(message.contains("the questions and answers of `piqa` are no text to measure on"), "{message}");
+}
+
+#[test]
+fn references_are_swept_and_their_own() {
+    let keys = "corpus = \"c4\"\nsamples = 2\nlength = 8";
+    let set = calibrated(&format!("{keys}\nreference = \"c\"\nseeds = [4, 2]")).unwrap();
+    assert_eq!((set.reference.as_deref(), set.seeds.clone()), (Some("c"), Some(vec![4, 2])));
+    // Neither decides a sample.
+    assert_eq!(set.description(), calibrated(keys).unwrap().description());
+    let message = calibrated(&format!("{keys}\nreference = \"d\"")).unwrap_err();
+    assert!(message.contains("`reference` names the set `d`, which is not swept"), "{message}");
+    let message = calibrated(&format!("{keys}\nseeds = []")).unwrap_err();
+    assert!(message.contains("`seeds` is empty; leave it out for those of [sweep]"), "{message}");
+}

@@ -100,12 +100,7 @@ impl Bars {
         sheet.line((left, bottom), (right, bottom), Colour::GREY, 1.0, None);
         let base = axis.place(self.baseline);
         let mut y = top;
-        for (name, rows) in &self.groups {
-            // White behind the heading, so that no grid line runs through it.
-            let (heading, from) = (elide(name, TEXT, right - left - 8.0), (left + 4.0, y + 3.0));
-            let to = (left + 12.0 + text_width(&heading, TEXT), y + HEADING - 3.0);
-            sheet.shapes.push(Shape::Fill { from, to, colour: Colour::WHITE });
-            sheet.text((left + 8.0, y + HEADING / 2.0 + DROP), &heading, TEXT, Anchor::Start, Colour::GREY);
+        for (_, rows) in &self.groups {
             y += HEADING;
             for row in rows {
                 let middle = y + height(row) / 2.0;
@@ -119,6 +114,15 @@ impl Bars {
             }
         }
         sheet.line((base, top), (base, bottom), Colour::GREY, STROKE, Some(DASH));
+        let mut y = top;
+        for (name, rows) in &self.groups {
+            // White behind the heading, so that no line runs through it.
+            let (heading, from) = (elide(name, TEXT, right - left - 8.0), (left + 4.0, y + 3.0));
+            let to = (left + 12.0 + text_width(&heading, TEXT), y + HEADING - 3.0);
+            sheet.shapes.push(Shape::Fill { from, to, colour: Colour::WHITE });
+            sheet.text((left + 8.0, y + HEADING / 2.0 + DROP), &heading, TEXT, Anchor::Start, Colour::GREY);
+            y += HEADING + rows.iter().map(height).sum::<f64>();
+        }
         let (first, second) = (bottom + 28.0 + TEXT, bottom + 33.0 + 2.0 * TEXT);
         sheet.centred(left, right, first, &format!("{}{}", self.axis.0, axis.words()), Colour::INK);
         sheet.centred(left, right, second, &self.axis.1, Colour::GREY);

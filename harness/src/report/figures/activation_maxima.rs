@@ -11,7 +11,7 @@ use crate::report::ReportError;
 use crate::report::drawing::Drawing;
 use crate::report::drawing::canvas::{Canvas, RADIUS, STROKE, Sample};
 use crate::report::drawing::panel::panels;
-use crate::report::observed::{Observed, State, is_positive, observed, ports};
+use crate::report::observed::{Observed, State, is_positive, of_references, ports};
 
 /// See the module.
 pub struct ActivationMaxima;
@@ -31,11 +31,11 @@ impl Figure for ActivationMaxima {
     }
 
     fn applies(&self, contents: &Contents) -> bool {
-        observed(contents).iter().any(|observed| observed.states.iter().any(has_maxima))
+        of_references(contents).iter().any(|observed| observed.states.iter().any(has_maxima))
     }
 
     fn draw(&self, contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
-        Ok(observed(contents).iter().filter_map(drawing).collect())
+        Ok(of_references(contents).iter().filter_map(drawing).collect())
     }
 }
 

@@ -22,8 +22,10 @@ pub struct CalibrationMatrix;
 /// Height of a row, and room of a panel's heading and of the names of columns.
 const ROW: f64 = 17.0;
 const HEADING: f64 = 22.0;
-/// Most and least room of a column.
-const WIDEST: f64 = 110.0;
+/// Most and least room of a column, and air between panels.
+const WIDEST: f64 = 130.0;
+const LEAST: f64 = 80.0;
+const GAP: f64 = 16.0;
 /// Most room that the names of sets may take.
 const NAMES: f64 = 150.0;
 
@@ -85,12 +87,19 @@ fn drawing(model: &str, studies: &[Study<'_>]) -> Option<Drawing> {
         (Sample::Patch, tone(-0.1 * largest), format!("{:.3} times better", (0.1 * largest).exp())),
     ];
     let entries: &[_] = if largest > 0.0 { &entries } else { &[] };
-    let mut y = canvas.legend(entries, y + 8.0);
+    let y = canvas.legend(entries, y + 8.0) + 6.0;
     let widest = sets.iter().map(|(set, _)| text_width(&elide(set, TEXT, NAMES), TEXT)).fold(0.0, f64::max);
-    let left = MARGIN + widest + 8.0;
-    let column = ((WIDTH - MARGIN - left) / metrics.len() as f64).min(WIDEST);
+    // As many panels side by side as there is room for.
+    let names_room = widest + 8.0;
+    let least = names_room + LEAST * metrics.len() as f64 + GAP;
+    let across = (((WIDTH - 2.0 * MARGIN) / least) as usize).clamp(1, recipes.len().max(1));
+    let width = (WIDTH - 2.0 * MARGIN) / across as f64;
+    let column = ((width - names_room - GAP) / metrics.len() as f64).min(WIDEST);
+    let height = HEADING + SMALL + 6.0 + ROW * sets.len() as f64 + 8.0;
     let names = calibrated::short_names(&metrics);
-    for recipe in recipes {
+    for (place, recipe) in recipes.iter().enumerate() {
+        let left = MARGIN + width * (place % across) as f64 + names_room;
+        let mut y = y + height * (place / across) as f64;
         canvas.text((left, y + HEADING - 7.0), recipe, TEXT, Anchor::Start, Colour::INK);
         y += HEADING;
         for (i, name) in names.iter().enumerate() {
@@ -114,14 +123,14 @@ fn drawing(model: &str, studies: &[Study<'_>]) -> Option<Drawing> {
             }
             y += ROW;
         }
-        y += 8.0;
     }
+    let end = y + height * recipes.len().div_ceil(across) as f64;
     let caption = format!(
         "Calibration sets (rows) and evaluations (columns) of {model}: scores divided by those with the set's reference, \
          means over seeds. Orange is worse than with the reference and blue is better, whichever way the metric points; \
          lightness goes by the root of the logarithm."
     );
-    Some(canvas.finish(file_stem(&format!("calibration-matrix/{model}")), caption, y))
+    Some(canvas.finish(file_stem(&format!("calibration-matrix/{model}")), caption, end))
 }
 
 /// Four digits near 1, fewer far from it.

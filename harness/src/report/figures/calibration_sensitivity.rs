@@ -80,7 +80,8 @@ fn drawing(contents: &Contents, metric: &str, studies: &[Study<'_>]) -> Option<D
     let (panels, end) = panels(1, 1, y + TEXT, HEIGHT);
     let panel = panels[0];
     let upright = panel.upright(points.iter().map(|(_, range, _)| *range));
-    let level = panel.level(places.iter().map(|(_, ratio)| *ratio));
+    // Room for marks that are moved apart.
+    let level = panel.level(places.iter().flat_map(|(_, ratio)| [ratio / 1.25, ratio * 1.25]));
     panel.upright_grid(&mut canvas, &upright, "range of score ÷ reference");
     panel.level_grid(&mut canvas, &level, "largest spike ratio");
     for (i, (model, ratio)) in places.iter().enumerate() {

@@ -11,13 +11,12 @@ use super::{Figure, file_stem};
 use crate::record::Contents;
 use crate::record::statistics::HistogramRow;
 use crate::report::ReportError;
-use crate::report::calibrated;
 use crate::report::drawing::Drawing;
 use crate::report::drawing::canvas::{Canvas, STROKE, Sample};
 use crate::report::drawing::palette;
 use crate::report::drawing::panel::panels;
 use crate::report::figures::outlier_histograms::{Bin, pooled};
-use crate::report::observed::{Observed, State, is_positive, observed, ports};
+use crate::report::observed::{Observed, State, is_positive, of_references, ports};
 
 /// See the module.
 pub struct LayerProfiles;
@@ -38,17 +37,15 @@ impl Figure for LayerProfiles {
     fn applies(&self, contents: &Contents) -> bool {
         let shown = |one: &Observed<'_>| {
             let has = |state: State<'_>| state.result().sites.iter().any(|site| is_positive(site.absmax));
-            calibrated::is_reference(contents, one.calibration) && one.original().is_some_and(has)
+            one.original().is_some_and(has)
         };
-        contents.manifest.calibrations.len() > 1 && observed(contents).iter().any(shown)
+        contents.manifest.calibrations.len() > 1 && of_references(contents).iter().any(shown)
     }
 
     fn draw(&self, contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
         let mut drawings = Vec::new();
-        for one in &observed(contents) {
-            if let Some(state) = one.original()
-                && calibrated::is_reference(contents, one.calibration)
-            {
+        for one in &of_references(contents) {
+            if let Some(state) = one.original() {
                 let rows = state.stored.histograms()?;
                 drawings.extend(drawing(one, state, &rows));
             }

@@ -8,6 +8,8 @@
 //! - for each calibration set, the number of blocks × sequences by their greatest magnitude, a line for each model, as in
 //!   the histograms of arXiv:2405.20835. Its counts sum to blocks × sequences.
 //!
+//! Of many sets, those that others are normalised to; maxima also of languages and of generated text.
+//!
 //! Histograms are those of the record, four bins per octave. Maxima are counted two bins per octave, edges 2^(k/2).
 
 use std::collections::BTreeMap;
@@ -16,6 +18,7 @@ use super::{Figure, file_stem};
 use crate::record::Contents;
 use crate::record::statistics::{HistogramRow, SequenceRow};
 use crate::report::ReportError;
+use crate::report::calibrated;
 use crate::report::drawing::axis::LogAxis;
 use crate::report::drawing::canvas::{Canvas, STROKE, Sample};
 use crate::report::drawing::panel::{Panel, panels};
@@ -67,9 +70,14 @@ impl Figure for OutlierHistograms {
                     models.push(Model { observed: one, state, histograms, sequences });
                 }
             }
-            drawings.extend(models.iter().filter_map(by_block));
-            drawings.extend(over_models(calibration, &models, Counted::Values));
-            drawings.extend(over_models(calibration, &models, Counted::Maxima));
+            let is_reference = calibrated::is_reference(contents, calibration);
+            if is_reference {
+                drawings.extend(models.iter().filter_map(by_block));
+                drawings.extend(over_models(calibration, &models, Counted::Values));
+            }
+            if is_reference || models.iter().any(|model| model.observed.is_language_or_nonsense()) {
+                drawings.extend(over_models(calibration, &models, Counted::Maxima));
+            }
         }
         Ok(drawings)
     }

@@ -16,7 +16,7 @@ use crate::report::ReportError;
 use crate::report::drawing::canvas::{Canvas, DASH, DROP, RADIUS, SMALL, Sample};
 use crate::report::drawing::panel::{Panel, panels};
 use crate::report::drawing::{Anchor, Colour, Drawing, elide, text_width};
-use crate::report::observed::{Observed, State, is_positive, observed, ports};
+use crate::report::observed::{Observed, State, is_positive, of_references, ports};
 
 /// See the module.
 pub struct SpikeRatios;
@@ -47,11 +47,11 @@ impl Figure for SpikeRatios {
     }
 
     fn applies(&self, contents: &Contents) -> bool {
-        observed(contents).iter().any(|observed| observed.states.iter().any(has_ratios))
+        of_references(contents).iter().any(|observed| observed.states.iter().any(has_ratios))
     }
 
     fn draw(&self, contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
-        Ok(observed(contents).iter().filter_map(drawing).collect())
+        Ok(of_references(contents).iter().filter_map(drawing).collect())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::report::drawing::canvas::{Canvas, DASH, DROP, MARGIN, RADIUS, STROKE,
 use crate::report::drawing::glyphs::token_text;
 use crate::report::drawing::panel::Panel;
 use crate::report::drawing::{Anchor, Colour, Drawing, Mark, elide, palette, text_width};
-use crate::report::observed::{Observed, State, is_positive, observed, ports};
+use crate::report::observed::{Observed, State, is_positive, of_references, ports};
 
 /// See the module.
 pub struct TokenScales;
@@ -37,12 +37,12 @@ impl Figure for TokenScales {
     }
 
     fn applies(&self, contents: &Contents) -> bool {
-        observed(contents).iter().any(|observed| site(observed).is_some())
+        of_references(contents).iter().any(|observed| site(observed).is_some())
     }
 
     fn draw(&self, contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
         let mut drawings = Vec::new();
-        for observed in observed(contents) {
+        for observed in of_references(contents) {
             drawings.extend(drawing(&observed)?);
         }
         Ok(drawings)
