@@ -136,10 +136,10 @@ impl<'a> Observer<'a> {
         if self.fault.is_some() {
             return;
         }
-        let tokens: Vec<&[u32]> = self.tokens.iter().map(Vec::as_slice).collect();
-        let batch =
-            Batch { samples: &self.samples, tokens: &tokens, first_position: self.statistics.first_position };
+        let first_position = self.statistics.first_position;
         let statistics = place.of(&mut self.statistics, self.options, channels);
+        let tokens: Vec<&[u32]> = self.tokens.iter().map(Vec::as_slice).collect();
+        let batch = Batch { samples: &self.samples, tokens: &tokens, first_position };
         if let Err(NotFinite { sample }) = statistics.observe(values, &batch, self.options.token_scales) {
             self.fault = Some(CollectError::NotFinite { site: place.to_string(), sample });
         }

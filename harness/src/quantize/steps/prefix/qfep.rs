@@ -101,14 +101,27 @@ struct Scales {
     found: Vec<f32>,
 }
 
+impl Scales {
+    fn keep(&mut self, x: &Tensor<3>) {
+        let scales = x.clone().abs().max_dim(2);
+        let data = scales.try_into_data().expect("activations can be read from their device");
+        self.found.extend(data.as_slice::<f32>().expect("activations are f32"));
+    }
+}
+
 impl Tap for Scales {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        if site == self.site {
-            let scales = x.clone().abs().max_dim(2);
-            let data = scales.try_into_data().expect("activations can be read from their device");
-            self.found.extend(data.as_slice::<f32>().expect("activations are f32"));
+        if site == self.site && site.expert.is_none() {
+            self.keep(&x);
         }
         group.forward(x)
+    }
+
+    /// An expert sees other tokens in every sequence; the stream behind its block stands for it, as in the released code.
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        if self.site.expert.is_some() && self.site.layer == Some(layer) {
+            self.keep(x);
+        }
     }
 }
 
