@@ -304,7 +304,7 @@ fn recipes_and_folders_are_compared_window_by_window() {
     place.write("experiment.toml", compared(true));
     place.sweep(&[]).exits_with(0);
     let compare = |arguments: &[&str]| {
-        let all = [&["compare", "results/experiment", "--format", "json"], arguments].concat();
+        let all = [&["compare", "results/experiment", "--format", "json"][..], arguments].concat();
         let ended = place.run(&all).exits_with(0);
         let tables = ended.stdout.replace("]\n\n[", "]\u{0}[").replace("]\n[", "]\u{0}[");
         let tables: Vec<Vec<Value>> =
@@ -340,8 +340,7 @@ fn recipes_and_folders_are_compared_window_by_window() {
     let backwards: Vec<String> = support::text(100).split(' ').rev().map(String::from).collect();
     place.write("text.txt", backwards.join(" "));
     place.sweep(&["--results", "another"]).exits_with(0);
-    let ended =
-        place.run(&["compare", "results/experiment", "another", "-t", "perplexity"]).exits_with(0);
+    let ended = place.run(&["compare", "results/experiment", "another", "-t", "perplexity"]).exits_with(0);
     assert!(ended.stdout.contains("not measured on the same tokens"), "{}", ended.stdout);
     place
         .run(&["compare", "results/experiment", "--second", "w9"])
