@@ -304,7 +304,7 @@ fn recipes_and_folders_are_compared_window_by_window() {
     place.write("experiment.toml", compared(true));
     place.sweep(&[]).exits_with(0);
     let compare = |arguments: &[&str]| {
-        let all = [&["compare", "results/experiment", "--format", "json"], arguments].concat();
+        let all = [&["compare", "results/experiment", "--format", "json"][..], arguments].concat();
         let ended = place.run(&all).exits_with(0);
         let tables = ended.stdout.replace("]\n\n[", "]\u{0}[").replace("]\n[", "]\u{0}[");
         let tables: Vec<Vec<Value>> =

@@ -58,7 +58,7 @@ fn the_built_in_task_is_easy_for_the_original_and_tells_what_spikes_do() {
     place.sweep(&["-t", "story_ending"]).exits_with(0);
     let compare = |arguments: &[&str]| {
         let first = ["compare", "results/experiment", "--format", "json", "-t", "story_ending/own/v1/acc/*"];
-        table(&place.run(&[&first, arguments].concat()).exits_with(0).stdout)
+        table(&place.run(&[&first[..], arguments].concat()).exits_with(0).stdout)
     };
     let rows = compare(&[]);
     let row = |recipe: &str| rows.iter().find(|row| row["second"] == recipe).unwrap();
@@ -146,4 +146,31 @@ fn an_export_has_the_shape_of_lm_eval_s_results() {
     assert_eq!(files.lines().count(), 2, "{files}");
     let file = "exported/results_builtin-tiny-llama-spiky_w8.json";
     assert_eq!(std::fs::read_to_string(place.path(file)).unwrap(), text);
+}
+
+#[test]
+fn bad_items_stop_the_sweep_and_long_ones_are_counted() {
+    let place = place();
+    let good = std::fs::read_to_string(place.path("piqa.jsonl")).unwrap();
+    let with = |line: &str| place.write("piqa.jsonl", format!("{good}{line}\n"));
+    for (line, says) in [
+        (r#"{"id": 12, "query": "a""#, "piqa.jsonl line 13"),
+        (r#"{"id": 12, "query": "a", "gold": 0}"#, "`choices`"),
+        (r#"{"id": 12, "query": "a", "choices": ["b", "c"], "gold": 2}"#, "piqa.jsonl line 13"),
+        (r#"{"id": 12, "query": "a", "choices": ["b", ""], "gold": 0}"#, "piqa.jsonl line 13"),
+    ] {
+        with(line);
+        place.sweep(&["-t", "piqa"]).exits_with(2).says(&["task `piqa`", says]);
+        assert!(!place.path("results").exists(), "something was measured of {line}");
+    }
+    // Cut on the left, and counted in every measurement.
+    place.write("piqa.jsonl", &good);
+    let text = std::fs::read_to_string(place.path("experiment.toml")).unwrap();
+    place.write("experiment.toml", text.replace("form = \"uniform\"", "form = \"uniform\"\nlength = 8"));
+    place.sweep(&["-t", "piqa", "-r", "w8"]).exits_with(0);
+    for result in place.results("results/experiment").values().filter(|result| result.get("metric").is_some())
+    {
+        assert_eq!(result["detail"]["truncated-requests"], 24, "{result}");
+        assert!(result["metric"].as_str().unwrap().contains("/length=8/"), "{result}");
+    }
 }

@@ -74,12 +74,18 @@ fn escape(text: &str) -> String {
             '|' => out.push_str("$|$"),
             '±' => out.push_str("$\\pm$"),
             '×' => out.push_str("$\\times$"),
+            '÷' => out.push_str("$\\div$"),
+            '−' => out.push_str("$-$"),
+            'Δ' => out.push_str("$\\Delta$"),
+            '“' => out.push_str("``"),
+            '”' => out.push_str("''"),
             '–' => out.push_str("--"),
+            '`' => out.push_str("\\textasciigrave{}"),
             '\n' => out.push(' '),
             other => out.push(other),
         }
     }
-    out.replace('`', "\\textasciigrave{}")
+    out
 }
 
 #[cfg(test)]
@@ -110,5 +116,6 @@ mod tests {
     #[test]
     fn no_special_character_reaches_tex_bare() {
         assert_eq!(escape(r"\a{b}^~#$"), r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$");
+        assert_eq!(escape("Δ ln ppl ÷ “x” −1"), r"$\Delta$ ln ppl $\div$ ``x'' $-$1");
     }
 }
