@@ -1,12 +1,15 @@
 //! The tap that rounds activations to a grid before the linears read them, in floating point.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use models::kernel::change_in_place;
 use models::{Group, Site, Tap};
 
 use crate::quantize::grid::{Granularity, Grid, Scale};
 use crate::quantize::rounding;
+use crate::quantize::solve::layout::Layout;
 
 /// How the activation of one site is rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +49,8 @@ pub struct FakeQuant {
     pub rules: HashMap<Site, ActivationRule>,
     /// What `keep` steps have exempted.
     pub kept: HashMap<Site, Kept>,
+    /// Channels that `keep` steps have put on a grid of their own.
+    pub layouts: HashMap<Site, Arc<Layout>>,
 }
 
 impl FakeQuant {
@@ -60,9 +65,13 @@ impl FakeQuant {
 
     /// What the linears of a site read: the activation after everything that happens to it on the way.
     pub fn read(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        match self.rules.get(&site) {
-            Some(rule) => rounding::round_activation(x, rule),
-            None => x,
+        let Some(rule) = self.rules.get(&site) else { return x };
+        match self.layouts.get(&site) {
+            None => rounding::round_activation(x, rule),
+            Some(layout) => {
+                let tokens = x.dims()[1];
+                change_in_place(x, |values| layout.round_activation(values, tokens, rule))
+            }
         }
     }
 }

@@ -80,7 +80,8 @@ impl Made {
         bits.extend(prefix(&self.decoder));
         let rules = self.tap.rules.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
         let kept = self.tap.kept.iter().map(|(site, kept)| (*site, format!("{kept:?}")));
-        (bits, rules.collect(), kept.collect())
+        let layouts = self.tap.layouts.iter().map(|(site, layout)| (*site, format!("{layout:?}")));
+        (bits, rules.collect(), kept.chain(layouts).collect())
     }
 }
 

@@ -119,6 +119,27 @@ impl Stream {
         Ok(seen)
     }
 
+    /// Σ x² by channel of what the linears of the ports `wanted` read, without a tap; the stream is behind the block
+    /// afterwards.
+    pub fn squares(
+        &mut self,
+        decoder: &mut Decoder,
+        layer: usize,
+        wanted: &[Port],
+    ) -> BTreeMap<Port, Vec<f64>> {
+        let mut squares: BTreeMap<Port, Vec<f64>> = BTreeMap::new();
+        for index in 0..self.batches.len() {
+            for (port, x) in self.batch(index, decoder, layer, &mut FakeQuant::default(), wanted, true) {
+                let channels = x.dims()[2];
+                let sums = squares.entry(port).or_insert_with(|| vec![0.0; channels]);
+                for row in values(x).chunks(channels) {
+                    sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+                }
+            }
+        }
+        squares
+    }
+
     /// One batch through the block; what the wanted ports' linears read.
     fn batch(
         &mut self,

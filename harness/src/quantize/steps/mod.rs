@@ -186,6 +186,7 @@ impl Stage {
 
 registry! {
     Activations: "activations" => activations::Activations, "activations.rs";
+    KeepChannels: "keep" "channels" => keep::channels::Channels, "keep/channels.rs";
     KeepQfem: "keep" "qfem" => keep::qfem::Qfem, "keep/qfem.rs";
     KeepRanked: "keep" "ranked" => keep::ranked::Ranked, "keep/ranked.rs";
     PrefixBos: "prefix" "bos" => prefix::given::Bos, "prefix/given.rs";
