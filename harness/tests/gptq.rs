@@ -15,7 +15,7 @@ use harness::quantize::solve::clip::Clip;
 use harness::quantize::solve::gptq::{Drift, Fit, Prepared, Settings, loss, nearest, round};
 use harness::quantize::solve::layout::Layout;
 use harness::quantize::steps::Step;
-use models::{Off, Port, Site};
+use models::{Hadamard, Off, Port, Site};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -254,8 +254,13 @@ fn agree(a: &SecondMoment, b: &SecondMoment) {
 
 #[test]
 fn a_pass_by_blocks_sees_what_the_whole_pass_sees() {
-    for prefix in [false, true] {
+    for (prefix, online) in [(false, false), (true, false), (true, true)] {
         let mut decoder = oracle("llama3");
+        if online {
+            // What happens to an activation inside the forward pass belongs to what is read.
+            let turn = Hadamard::random(decoder.architecture.mlp.intermediate, 3);
+            (0..2).for_each(|layer| decoder.rotate_online(Site::block(layer, Port::DownIn), &turn).unwrap());
+        }
         if prefix {
             decoder.set_prefix(&[1, 9]);
         }

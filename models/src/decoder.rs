@@ -13,6 +13,7 @@ use crate::families::WeightNames;
 use crate::kernel;
 use crate::linear::{Group, Linear};
 use crate::norm::Normalisation;
+use crate::rotate::Online;
 use crate::site::{Off, Port, Site, Tap};
 
 /// A decoder on a device, its weights in f32.
@@ -30,6 +31,8 @@ pub struct Decoder {
     pub head: Group,
     /// Stands before every sequence that [`Decoder::hidden`] reads.
     pub prefix: Option<Prefix>,
+    /// What happens to activations before a tap sees them; see [`crate::rotate`].
+    pub online: Online,
     rope: attention::RopeTable,
 }
 
@@ -108,7 +111,16 @@ impl Decoder {
         let head =
             Group { linears: vec![Linear { name: names.head.into(), weight: head_weight, bias: None }] };
         let rope = attention::RopeTable::new(&a.rope, a.attention.head_dim, device);
-        Ok(Self { architecture: a.clone(), embedding, blocks, final_norm, head, prefix: None, rope })
+        Ok(Self {
+            architecture: a.clone(),
+            embedding,
+            blocks,
+            final_norm,
+            head,
+            prefix: None,
+            online: Online::default(),
+            rope,
+        })
     }
 
     /// The device that holds the weights.
@@ -191,7 +203,9 @@ impl Decoder {
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         self.rope.reach(past.map_or(0, Cache::tokens) + q.dims()[1]);
         let past = past.map(|past| &past.blocks()[layer]);
-        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, &mut Off).0
+        let tap = &mut Off;
+        let tap = &mut self.online.before(tap);
+        attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, tap).0
     }
 
     /// The residual stream before the first block.
@@ -213,6 +227,7 @@ impl Decoder {
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         self.rope.reach(past.map_or(0, Cache::tokens) + x.dims()[1]);
         let past = past.map(|past| &past.blocks()[layer]);
+        let tap = &mut self.online.before(tap);
         self.blocks[layer].forward(layer, x, &self.architecture, &self.rope, past, tap).0
     }
 
@@ -228,6 +243,7 @@ impl Decoder {
             let (held, blocks) = (past.blocks().len(), self.blocks.len());
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
+        let tap = &mut self.online.before(tap);
         let mut x = self.embed(tokens);
         for (layer, block) in self.blocks.iter().enumerate() {
             let past = past.map(|past| &past.blocks()[layer]);
@@ -246,8 +262,21 @@ impl Decoder {
     /// # Shapes
     /// `[sequences, tokens, hidden]` to `[sequences, tokens, vocabulary]`.
     pub fn logits(&self, hidden: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
-        let mut outputs = tap.linears(Site::HEAD, hidden, &self.head);
+        let mut outputs = self.online.before(tap).linears(Site::HEAD, hidden, &self.head);
         outputs.swap_remove(0)
+    }
+
+    /// What the linears of a group make of their site's activation as the operator before it gives it, without a tap.
+    ///
+    /// # Shapes
+    /// `[sequences, tokens, in]` to one `[sequences, tokens, out]` per linear.
+    ///
+    /// # Panics
+    /// If no linears of this decoder read the site.
+    pub fn linears(&self, site: Site, x: Tensor<3>) -> Vec<Tensor<3>> {
+        let groups = self.groups();
+        let (_, group) = groups.into_iter().find(|(at, _)| *at == site).expect("linears read the site");
+        self.online.before(&mut Off).linears(site, x, group)
     }
 
     /// Every group of linears with its site, in the order of the forward pass.

@@ -8,7 +8,9 @@
 //! | [`tokenizer`] | text to token ids |
 //! | [`decoder`], [`attention`], [`linear`], [`norm`], [`kernel`], [`simd`] | the one forward pass |
 //! | [`cache`] | keys and values of tokens that stand before a sequence, and the prefix of a decoder |
+//! | [`hadamard`] | orthogonal transforms of any order, fast |
 //! | [`rescale`] | moving a scale from an activation's channel into the weights around it |
+//! | [`rotate`] | turning activations by orthogonal matrices, in the weights around them or in the forward pass |
 //! | [`site`] | its observable places, and the trait through which they are seen and changed |
 //! | [`hub`] | checkpoints and data files from the Hugging Face hub, through its cache |
 //! | [`builtin`] | what ships with the program |
@@ -21,11 +23,13 @@ pub mod cache;
 pub mod checkpoint;
 pub mod decoder;
 pub mod families;
+pub mod hadamard;
 pub mod hub;
 pub mod kernel;
 pub mod linear;
 pub mod norm;
 pub mod rescale;
+pub mod rotate;
 pub mod simd;
 pub mod site;
 pub mod stories;
@@ -34,7 +38,9 @@ pub mod tokenizer;
 pub use cache::{Cache, KeyValues, Prefix};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use decoder::{Decoder, token_tensor};
+pub use hadamard::{Construction, Fallback, Hadamard};
 pub use linear::{Group, Linear};
 pub use norm::Normalisation;
 pub use rescale::RescaleError;
+pub use rotate::{Online, RotateError, Turn};
 pub use site::{Off, Port, Site, Tap};

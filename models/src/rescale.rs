@@ -6,6 +6,9 @@
 //! | `down_in` | rows and bias of `up` | the gate multiplies: silu(g) · (u/s) = silu(g) · u / s |
 //! | `o_in` | rows and bias of `v` | attention averages values with weights that sum to one |
 //!
+//! Behind a rotation in the forward pass ([`crate::rotate`]), which nothing can be folded through, any site's scales
+//! become a part of it.
+//!
 //! The linears that read the site have their columns multiplied. Under grouped-query attention several channels of
 //! `o_in` come from one channel of `v` and must share a scale: [`Decoder::sharing`] says which.
 
@@ -85,10 +88,15 @@ pub enum RescaleError {
 
 impl Decoder {
     /// For every channel of the site's activation, the channel of the operator before it that it comes from: of the
-    /// norm, of `up`, of `v`. Channels that come from one must share a scale in [`Decoder::rescale`]. `None` where
-    /// nothing can be rescaled.
+    /// norm, of `up`, of `v`, of the rotation in the forward pass. Channels that come from one must share a scale in
+    /// [`Decoder::rescale`]. `None` where nothing can be rescaled.
     pub fn sharing(&self, site: Site) -> Option<Vec<usize>> {
         let a = &self.architecture;
+        if self.online.at(site).is_some() && site.port.has_linears() {
+            let groups = self.groups();
+            let group = groups.into_iter().find(|(at, _)| *at == site)?.1;
+            return Some((0..group.linears[0].weight.dims()[1]).collect());
+        }
         match (site.layer, site.port) {
             (Some(layer), _) if layer >= a.layers => None,
             (Some(_), Port::AttnIn | Port::MlpIn) | (None, Port::HeadIn) => Some((0..a.hidden).collect()),
@@ -128,6 +136,18 @@ impl Decoder {
         let divided_rows =
             |linear: &Linear| rows_over(linear, &producer_scales).ok_or_else(|| range(site, linear));
 
+        if let Some(turn) = self.online.at(site) {
+            let divided = turn.divided_by(scales, &self.embedding);
+            let divided = divided
+                .ok_or_else(|| RescaleError::Range { site, of: "the rotation in the forward pass".into() })?;
+            let group =
+                self.groups().into_iter().find(|(at, _)| *at == site).map(|(_, group)| multiplied(group));
+            let group = group.expect("a site that is rotated has linears")?;
+            let place = self.groups_mut().into_iter().find(|(at, _)| *at == site);
+            *place.expect("it has").1 = group;
+            self.online.insert(site, divided);
+            return Ok(());
+        }
         let Some(layer) = site.layer else {
             let (head, norm) = (multiplied(&self.head)?, divided_norm(&self.final_norm)?);
             (self.head, self.final_norm) = (head, norm);

@@ -19,6 +19,8 @@ mod dumps;
 mod prefix;
 #[path = "oracle/rescale.rs"]
 mod rescale;
+#[path = "oracle/rotate.rs"]
+mod rotate;
 
 /// Keeps what passes the sites of block 0.
 #[derive(Default)]

@@ -165,7 +165,8 @@ impl Stream {
     pub fn head(&self, decoder: &Decoder, tap: &FakeQuant) -> SecondMoment {
         let mut moment = SecondMoment::new(decoder.architecture.hidden);
         for x in &self.batches {
-            moment.add(&values(tap.read(Site::HEAD, decoder.final_norm.forward(x.clone()))));
+            let hidden = decoder.final_norm.forward(x.clone());
+            moment.add(&values(decoder.logits(hidden, &mut Read(tap))));
         }
         moment
     }
@@ -197,6 +198,15 @@ impl Seen {
 fn values(x: Tensor<3>) -> Vec<f32> {
     let data = x.try_into_data().expect("the device answers");
     data.try_into_vec::<f32>().expect("activations are f32")
+}
+
+/// Gives what linears read in place of what they make of it.
+struct Read<'a>(&'a FakeQuant);
+
+impl Tap for Read<'_> {
+    fn linears(&mut self, site: Site, x: Tensor<3>, _: &Group) -> Vec<Tensor<3>> {
+        vec![self.0.read(site, x)]
+    }
 }
 
 /// Keeps what the linears of the wanted ports read.

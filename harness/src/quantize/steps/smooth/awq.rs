@@ -189,12 +189,12 @@ impl Tap for Search<'_> {
                 Port::AttnIn => {
                     let qkv = <[Tensor<3>; 3]>::try_from(outputs).unwrap_or_else(|_| panic!("q, k and v"));
                     let attended = decoder.attend(layer, qkv);
-                    decoder.blocks[layer].o.forward(attended).swap_remove(0)
+                    decoder.linears(Site::block(layer, Port::OIn), attended).swap_remove(0)
                 }
                 Port::MlpIn => {
                     let up = outputs.pop().expect("gate and up");
                     let gated = kernel::silu_times(outputs.swap_remove(0), up);
-                    decoder.blocks[layer].down.forward(gated).swap_remove(0)
+                    decoder.linears(Site::block(layer, Port::DownIn), gated).swap_remove(0)
                 }
                 _ => outputs.swap_remove(0),
             };
