@@ -13,8 +13,9 @@ use harness::quantize::grid::{Convention, Granularity, Grid};
 use harness::quantize::solve::blockwise::Stream;
 use harness::quantize::solve::clip::Clip;
 use harness::quantize::solve::gptq::{Drift, Fit, Prepared, Settings, loss, nearest, round};
+use harness::quantize::solve::layout::Layout;
 use harness::quantize::steps::Step;
-use models::{Off, Port, Site};
+use models::{Hadamard, Off, Port, Site};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -45,7 +46,7 @@ struct Case {
     dead: Vec<usize>,
     tokens: usize,
     alpha: f64,
-    #[serde(skip_serializing)]
+    kept: usize,
     rounded: Vec<f32>,
 }
 
@@ -90,12 +91,13 @@ fn every_option_gives_the_weights_of_an_independent_implementation() {
         let moment = moment(&x, channels);
         let cross = cross(&golden.original_inputs[..case.tokens * channels], &x, channels);
         let drift = (case.alpha > 0.0).then_some(Drift { cross: &cross, alpha: case.alpha });
-        let prepared = Prepared::new(&moment, case.damping, case.act_order, drift);
+        let layout = (case.kept > 0).then(|| Layout::by_importance(&moment.squares(), case.kept, 8));
+        let prepared = Prepared::new(&moment, case.damping, case.act_order, drift, layout.as_ref());
         assert_eq!((prepared.damping, prepared.floor), (case.damping_used, None), "{case:?}");
         assert_eq!(prepared.dead, case.dead);
         // The width of a block is no option: it changes the order of sums alone.
         for block in [128, 16, 7, 1] {
-            let found = round(&golden.weight, &prepared, &case.settings(block));
+            let found = round(&golden.weight, &prepared, &case.settings(block), layout.as_ref());
             assert!(!found.is_nearest, "{case:?}");
             let worst =
                 found.weight.iter().zip(&case.rounded).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
@@ -139,8 +141,8 @@ proptest! {
         let convention = if asymmetric { Convention::ZeroInRange } else { Convention::Absmax };
         let granularity = if group == 0 { Granularity::Channel } else { Granularity::Group(group) };
         let settings = settings(bits, convention, granularity, static_groups);
-        let found = round(&w, &Prepared::new(&moment, damping, act_order, None), &settings);
-        let plain = nearest(&w, channels, &settings.fit, None);
+        let found = round(&w, &Prepared::new(&moment, damping, act_order, None, None), &settings, None);
+        let plain = nearest(&w, channels, &settings.fit, None, None);
         prop_assert!(found.loss <= found.nearest_loss);
         prop_assert!((found.nearest_loss - loss(&moment, &w, &plain)).abs() <= 1e-9 * found.nearest_loss);
         prop_assert!((found.loss - loss(&moment, &w, &found.weight)).abs() <= 1e-9 * found.loss.max(1e-12));
@@ -159,12 +161,12 @@ proptest! {
         let granularity = if group == 0 { Granularity::Channel } else { Granularity::Group(group) };
         // With static groups, since dynamic ones follow the order of activity.
         let settings = settings(bits, Convention::Absmax, granularity, true);
-        let found = round(&w, &Prepared::new(&moment(&x, channels), damping, act_order, None), &settings);
-        prop_assert_eq!(&found.weight, &nearest(&w, channels, &settings.fit, None));
+        let found = round(&w, &Prepared::new(&moment(&x, channels), damping, act_order, None, None), &settings, None);
+        prop_assert_eq!(&found.weight, &nearest(&w, channels, &settings.fit, None, None));
         let mut identity = SecondMoment::new(channels);
         identity.add(&(0..channels * channels).map(|i| f32::from(u8::from(i % (channels + 1) == 0))).collect::<Vec<_>>());
-        let found = round(&w, &Prepared::new(&identity, damping, act_order, None), &settings);
-        prop_assert_eq!(found.weight, nearest(&w, channels, &settings.fit, None));
+        let found = round(&w, &Prepared::new(&identity, damping, act_order, None, None), &settings, None);
+        prop_assert_eq!(found.weight, nearest(&w, channels, &settings.fit, None, None));
     }
 }
 
@@ -177,7 +179,8 @@ fn on_correlated_inputs_it_is_better_by_far() {
             for static_groups in [false, true] {
                 let (x, w) = matrices(5, 400, 96, 32);
                 let settings = settings(3, Convention::Absmax, granularity, static_groups);
-                let found = round(&w, &Prepared::new(&moment(&x, 96), 0.01, act_order, None), &settings);
+                let found =
+                    round(&w, &Prepared::new(&moment(&x, 96), 0.01, act_order, None, None), &settings, None);
                 assert!(
                     found.loss < 0.7 * found.nearest_loss,
                     "{granularity} {act_order} {static_groups}: {} {}",
@@ -209,7 +212,7 @@ fn asymmetric_calibration_comes_nearer_to_what_the_original_computes() {
     let (moment, cross) = (moment(&present, channels), cross(&original, &present, channels));
     let settings = settings(4, Convention::ZeroInRange, Granularity::Channel, false);
     let error = |drift| {
-        let found = round(&w, &Prepared::new(&moment, 0.01, false, drift), &settings).weight;
+        let found = round(&w, &Prepared::new(&moment, 0.01, false, drift, None), &settings, None).weight;
         output_error(&original, &w, &present, &found, channels)
     };
     let (plain, corrected) = (error(None), error(Some(Drift { cross: &cross, alpha: 1.0 })));
@@ -222,20 +225,20 @@ fn asymmetric_calibration_comes_nearer_to_what_the_original_computes() {
 #[test]
 fn what_cannot_be_factored_takes_more_damping_and_what_was_never_seen_is_rounded_to_nearest() {
     let (mut x, w) = matrices(3, 4, 12, 5);
-    let prepared = Prepared::new(&moment(&x, 12), 0.0, false, None);
+    let prepared = Prepared::new(&moment(&x, 12), 0.0, false, None, None);
     assert_eq!((prepared.damping, prepared.floor), (0.01, None), "four tokens, twelve channels");
     x.fill(0.0);
-    let prepared = Prepared::new(&moment(&x, 12), 0.01, false, None);
+    let prepared = Prepared::new(&moment(&x, 12), 0.01, false, None, None);
     let settings = settings(4, Convention::Absmax, Granularity::Channel, false);
-    let found = round(&w, &prepared, &settings);
+    let found = round(&w, &prepared, &settings, None);
     assert_eq!(prepared.dead.len(), 12);
     assert!(found.is_nearest && !prepared.is_solvable());
-    assert_eq!(found.weight, nearest(&w, 12, &settings.fit, None));
+    assert_eq!(found.weight, nearest(&w, 12, &settings.fit, None, None));
     // No damping helps a moment that is no number; the weights stay numbers.
     let mut broken = moment(&matrices(3, 30, 12, 1).0, 12);
     broken.sums[5] = f64::NAN;
     broken.sums[5 * 12] = f64::NAN;
-    let found = round(&w, &Prepared::new(&broken, 0.01, false, None), &settings);
+    let found = round(&w, &Prepared::new(&broken, 0.01, false, None, None), &settings, None);
     assert!(found.is_nearest && found.weight.iter().all(|w| w.is_finite()));
 }
 
@@ -251,8 +254,13 @@ fn agree(a: &SecondMoment, b: &SecondMoment) {
 
 #[test]
 fn a_pass_by_blocks_sees_what_the_whole_pass_sees() {
-    for prefix in [false, true] {
+    for (prefix, online) in [(false, false), (true, false), (true, true)] {
         let mut decoder = oracle("llama3");
+        if online {
+            // What happens to an activation inside the forward pass belongs to what is read.
+            let turn = Hadamard::random(decoder.architecture.mlp.intermediate, 3);
+            (0..2).for_each(|layer| decoder.rotate_online(Site::block(layer, Port::DownIn), &turn).unwrap());
+        }
         if prefix {
             decoder.set_prefix(&[1, 9]);
         }
@@ -457,4 +465,45 @@ fn a_search_by_output_error_leaves_queries_and_keys_and_never_adds_error() {
             );
         }
     }
+}
+
+#[test]
+fn channels_kept_apart_are_on_their_own_grid_and_help_where_they_spike() {
+    let (checkpoint, original) = builtin("builtin/tiny-llama-spiky");
+    let start = checkpoint.tokenizer().bos().unwrap();
+    let samples = scrambled(8, 40, original.architecture.vocabulary, start);
+    let rest = r#"{ step = "weights", bits = 4, granularity = "group(16)", ragged = true, solver = "gptq",
+        hessian-inputs = "waq" }, { step = "activations", bits = 4, granularity = "group(16)", ragged = true }"#
+        .replace('\n', " ");
+    let made = |keep: &str| {
+        make(&format!("{keep}{rest}"), &original, &mut Direct::new(samples.clone(), Some(start)))
+    };
+    let keep = |count: usize| format!("{{ step = \"keep\", method = \"channels\", count = {count} }}, ");
+    let (mut plain, mut none, mut atom) = (made(""), made(&keep(0)), made(&keep(7)));
+    let probes = scrambled(3, 48, original.architecture.vocabulary, start);
+    let truth = recipes::logits(&mut original.clone(), &mut Off, &probes);
+    let error = |made: &mut recipes::Made| recipes::mse(&made.logits(&probes), &truth);
+    let (plain, none, apart) = (error(&mut plain), error(&mut none), error(&mut atom));
+    assert!(apart < plain && apart < none, "{apart} {none} {plain}");
+    let site = Site::block(0, Port::DownIn);
+    let noted = &atom.fitted["0.keep"]["sites"][site.to_string()];
+    assert_eq!(noted["kept"], 7);
+    assert!(noted["share"].as_f64().unwrap() > 0.5, "{noted}");
+
+    // Every kept column lies on an 8-bit grid with one scale per row, the others on a coarse one.
+    let kept: Vec<usize> =
+        noted["channels"].as_array().unwrap().iter().map(|c| c.as_u64().unwrap() as usize).collect();
+    let weight = values(&atom.decoder.blocks[0].down.linears[0].weight);
+    let channels = original.architecture.mlp.intermediate;
+    for row in weight.chunks(channels) {
+        let largest = kept.iter().map(|&c| row[c].abs()).fold(0f32, f32::max);
+        let delta = largest.max(1e-5) / 127.0;
+        for &c in &kept {
+            let code = row[c] / delta;
+            assert!((code - code.round()).abs() < 1e-3, "{code}");
+        }
+    }
+    // Too many are refused.
+    let fault = try_make(&format!("{}{rest}", keep(500)), &original, &mut Direct::new(samples, Some(start)));
+    assert!(fault.err().unwrap().1.to_string().contains("kept apart"));
 }

@@ -340,6 +340,19 @@ impl Decoder {
         }
     }
 
+    /// What the linears of a group make of their site's activation as the operator before it gives it, without a tap.
+    ///
+    /// # Shapes
+    /// `[sequences, tokens, in]` to one `[sequences, tokens, out]` per linear.
+    ///
+    /// # Panics
+    /// If no linears of this decoder read the site.
+    pub fn linears(&self, site: Site, x: Tensor<3>) -> Vec<Tensor<3>> {
+        let groups = self.groups();
+        let (_, group) = groups.into_iter().find(|(at, _)| *at == site).expect("linears read the site");
+        self.online.before(&mut Off).linears(site, x, group)
+    }
+
     /// Every group of linears with its site, in the order of the forward pass.
     pub fn groups(&self) -> Vec<(Site, &Group)> {
         let mut groups = Vec::new();

@@ -6,9 +6,9 @@
 
     float_golden.py > harness/tests/fixtures/floats.json
 
-E4M3 is what `torch.float8_e4m3fn` makes of a number after a clamp to ±448 (its conversion itself gives NaN beyond 464). E2M1
-is a search through the fifteen values that the OCP Microscaling specification lists, ties to the even code. Blocks of MXFP4
-and NVFP4 are written out from the formats' definitions, in f32.
+E4M3 is what `torch.float8_e4m3fn` makes of a number after a clamp to ±448 (its conversion itself gives NaN beyond 464).
+E2M1 is a search through the values that the OCP Microscaling specification lists, ties to the even code. Blocks of MXFP4 and
+NVFP4 are written out from the formats' definitions, in f32.
 """
 
 import json
@@ -51,6 +51,11 @@ def nvfp4(tensor):
     return np.concatenate(out)
 
 
+def fp8(share):
+    scale = np.abs(share).max() / f32(448)
+    return e4m3(share / scale) * scale
+
+
 def numbers(x):
     return [float(str(v)) for v in np.asarray(x, dtype=f32).ravel()]
 
@@ -69,18 +74,17 @@ def main():
     ties = np.concatenate([ties, -ties, rng.uniform(-8, 8, 200).astype(f32)])
     heavy = rng.standard_t(3, size=256).astype(f32)
     heavy[32:64] *= f32(1e-3)
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().tolist()
     golden = {
         "versions": {"numpy": np.__version__, "torch": torch.__version__},
-        "every_e4m3": numbers(sorted(v for v in torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().tolist() if v == v)),
+        "every_e4m3": numbers(sorted(v for v in every if v == v)),
         "e4m3": {"x": numbers(sweep), "rounded": numbers(e4m3(sweep))},
         "e2m1": {"x": numbers(ties), "rounded": numbers(e2m1(ties))},
         "blocks": {
             "x": numbers(heavy),
             "mxfp4": numbers(np.concatenate([mxfp4(b) for b in heavy.reshape(-1, 32)])),
             "nvfp4": numbers(nvfp4(heavy)),
-            "fp8-e4m3": numbers(
-                np.concatenate([e4m3(b / (np.abs(b).max() / f32(448))) * (np.abs(b).max() / f32(448)) for b in heavy.reshape(-1, 32)])
-            ),
+            "fp8-e4m3": numbers(np.concatenate([fp8(b) for b in heavy.reshape(-1, 32)])),
         },
     }
     lines = [f'"{key}": {json.dumps(value, separators=(",", ":"))}' for key, value in golden.items()]

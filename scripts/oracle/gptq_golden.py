@@ -28,6 +28,8 @@ def fit(lo, hi, bits, convention):
         return (m / q if m > 0 else f32(1)), f32(0), -q, q
     if convention == "full-range":
         return (f32(2) * m / n if m > 0 else f32(1)), f32(0), -q - f32(1), q
+    if convention == "atom":
+        return max(m, f32(1e-5)) / q, f32(0), -q - f32(1), q
     assert convention == "zero-in-range"
     lo, hi = min(lo, f32(0)), max(hi, f32(0))
     if lo == 0 and hi == 0:
@@ -74,6 +76,10 @@ def gptq(weight, x, x_original, case):
     damped[dead, dead] = mean
     damped += case["damping_used"] * mean * np.eye(CHANNELS)
     order = np.argsort(-squares, kind="stable") if case["act_order"] else np.arange(CHANNELS)
+    # Atom: ascending second moments, the last ones apart.
+    if case["kept"]:
+        order = np.argsort(squares, kind="stable")
+    rest = CHANNELS - case["kept"]
     lower = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)]))
     u = lower.T
     p = np.zeros_like(u)
@@ -96,12 +102,13 @@ def gptq(weight, x, x_original, case):
     w = alive[:, order].astype(np.float64)
     out = np.zeros((ROWS, CHANNELS), dtype=f32)
     scales = [None] * ROWS
-    for i in range(CHANNELS):
+    for i in range(rest):
         channel = order[i]
         if fixed is None and i % group == 0:
-            of = order[i : i + group]
+            end = min(i + group, rest)
+            of = order[i:end]
             for r in range(ROWS):
-                scales[r] = choose(w[r, i : i + group].astype(f32), h[np.ix_(of, of)], case)
+                scales[r] = choose(w[r, i:end].astype(f32), h[np.ix_(of, of)], case)
         for r in range(ROWS):
             scale = scales[r] if fixed is None else fixed[r, channel // group]
             out[r, channel] = rounded(w[r, i : i + 1], scale)[0]
@@ -109,13 +116,16 @@ def gptq(weight, x, x_original, case):
         now = w[:, i].copy()
         w[:, i + 1 :] -= np.outer(error, u[i, i + 1 :])
         w[:, i + 1 :] += np.outer(now, p[i, i + 1 :])
+    for r in range(ROWS if case["kept"] else 0):
+        last = w[r, rest:].astype(f32)
+        out[r, order[rest:]] = rounded(last, fit(last.min(), last.max(), 8, "atom"))
     return out
 
 
 def cases():
     base = {
         "bits": 4, "convention": "absmax", "group": 0, "groups": "dynamic", "act_order": False, "damping": 0.01,
-        "damping_used": 0.01, "clip": 1.0, "dead": [], "tokens": TOKENS, "alpha": 0.0,
+        "damping_used": 0.01, "clip": 1.0, "dead": [], "tokens": TOKENS, "alpha": 0.0, "kept": 0,
     }
     changes = [
         {},
@@ -141,6 +151,8 @@ def cases():
         {"tokens": 20, "damping": 0.0},
         {"alpha": 1.0},
         {"alpha": 0.25, "bits": 3, "group": 8, "act_order": True},
+        {"kept": 4, "group": 12, "convention": "full-range", "clip": 0.85},
+        {"kept": 5, "group": 16, "bits": 3, "convention": "zero-in-range", "dead": [3, 17]},
     ]
     return [base | change for change in changes]
 

@@ -2,13 +2,16 @@
 //! cache, in floating point.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use models::kernel::change_in_place;
 use models::{Group, Site, Tap};
 
 use crate::quantize::cache_rounding::{self, CacheRule};
 use crate::quantize::grid::{Granularity, Grid, Scale};
 use crate::quantize::rounding;
+use crate::quantize::solve::layout::Layout;
 
 /// How the activation of one site is rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +51,8 @@ pub struct FakeQuant {
     pub rules: HashMap<Site, ActivationRule>,
     /// What `keep` steps have exempted.
     pub kept: HashMap<Site, Kept>,
+    /// Channels that `keep` steps have put on a grid of their own.
+    pub layouts: HashMap<Site, Arc<Layout>>,
     /// How keys (at `k` or `k_pre`) and values (at `v`) are rounded; none leaves them as they are.
     pub cache: HashMap<Site, CacheRule>,
     /// Position of the first token of the pass under way.
@@ -68,9 +73,13 @@ impl FakeQuant {
 
     /// What the linears of a site read: the activation after everything that happens to it on the way.
     pub fn read(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        match self.rules.get(&site) {
-            Some(rule) => rounding::round_activation(x, rule),
-            None => x,
+        let Some(rule) = self.rules.get(&site) else { return x };
+        match self.layouts.get(&site) {
+            None => rounding::round_activation(x, rule),
+            Some(layout) => {
+                let tokens = x.dims()[1];
+                change_in_place(x, |values| layout.round_activation(values, tokens, rule))
+            }
         }
     }
 }

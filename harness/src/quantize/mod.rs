@@ -15,6 +15,7 @@
 //! | [`steps`] | one file per step of a recipe |
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use models::{Decoder, Group, Port, RescaleError, RotateError, Site};
 use serde_json::{Map, Value, json};
@@ -22,6 +23,7 @@ use serde_json::{Map, Value, json};
 use crate::calibrate::statistics::Statistics;
 use crate::quantize::effective_bits::Tally;
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant, Kept};
+use crate::quantize::solve::layout::Layout;
 use crate::quantize::steps::{Stage, Step};
 
 pub mod admissible;
@@ -46,6 +48,8 @@ pub struct GroupInFlight<'a> {
     pub activation: &'a mut Option<ActivationRule>,
     /// What an earlier `keep` step has exempted.
     pub kept: Option<Kept>,
+    /// Channels that an earlier `keep` step has put on a grid of their own.
+    pub layout: Option<Arc<Layout>>,
 }
 
 /// A model as the steps of a recipe pass over it, and what a step may ask of its surroundings.
@@ -215,7 +219,8 @@ pub fn each_group(
     for (site, group) in model.decoder.groups_mut() {
         let mut activation = model.tap.rules.remove(&site);
         let kept = model.tap.kept.get(&site).copied();
-        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept });
+        let layout = model.tap.layouts.get(&site).cloned();
+        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept, layout });
         if let Some(rule) = activation {
             model.tap.rules.insert(site, rule);
         }

@@ -133,36 +133,29 @@ pub fn of_tensor(grid: Grid, values: &[f32]) -> Grid {
 
 /// Rounds an activation `[sequences, tokens, channels]`.
 ///
-/// # Panics
-/// If a group does not divide the channels: the step that made the rule has checked it.
+/// Where groups do not divide the channels, the last of each token is short.
 pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
     let [sequences, tokens, channels] = x.dims();
     let width = match rule.granularity {
         Granularity::Tensor => tokens * channels,
         Granularity::Token | Granularity::Channel => channels,
-        Granularity::Group(n) => {
-            assert!(channels.is_multiple_of(n), "groups of {n} do not divide {channels} channels");
-            n
-        }
+        Granularity::Group(n) => n,
     };
     if let ScaleSource::Static(scale) = rule.scale {
         return round_with_static(x, rule.grid, scale);
     }
+    let is_ragged = matches!(rule.granularity, Granularity::Group(n) if !channels.is_multiple_of(n));
     // The steps of a float's binades are no tensor operation.
-    if on_host(&x.device()) || rule.grid.convention().float().is_some() {
-        return change_in_place(x, |values| match rule.granularity {
-            _ if rule.grid.looks_at_tensor() => {
+    if on_host(&x.device()) || is_ragged || rule.grid.convention().float().is_some() {
+        let by_sequence = is_ragged || rule.granularity == Granularity::Tensor || rule.grid.looks_at_tensor();
+        return change_in_place(x, |values| {
+            if by_sequence {
                 for sequence in values.chunks_mut(tokens * channels) {
-                    let grid = of_tensor(rule.grid, sequence);
-                    round_runs(sequence, width, grid, rule.clip);
+                    round_rows(sequence, channels, rule.grid, rule.granularity, rule.clip);
                 }
+            } else {
+                round_runs(values, width, rule.grid, rule.clip);
             }
-            Granularity::Tensor => {
-                for sequence in values.chunks_mut(width) {
-                    round_slice_parallel(sequence, rule.grid, rule.clip);
-                }
-            }
-            _ => round_runs(values, width, rule.grid, rule.clip),
         });
     }
     let runs = sequences * tokens * channels / width;

@@ -43,6 +43,13 @@ const CASES: &[Case] = &[
     },
     Case {
         step: "keep",
+        method: Some("channels"),
+        settings: &["count = 2", "fraction = 0.1, by = \"mean\", bits = 16, sites = [\"down_in\"]"],
+        mildest: None,
+        order: &[("count", "sums of squares in another order may exchange neighbours")],
+    },
+    Case {
+        step: "keep",
         method: Some("qfem"),
         settings: &[
             "top = 2",

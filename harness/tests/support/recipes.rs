@@ -83,7 +83,8 @@ impl Made {
         let cache = self.tap.cache.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
         let rules = rules.chain(cache);
         let kept = self.tap.kept.iter().map(|(site, kept)| (*site, format!("{kept:?}")));
-        (bits, rules.collect(), kept.collect())
+        let layouts = self.tap.layouts.iter().map(|(site, layout)| (*site, format!("{layout:?}")));
+        (bits, rules.collect(), kept.chain(layouts).collect())
     }
 }
 

@@ -119,6 +119,27 @@ impl Stream {
         Ok(seen)
     }
 
+    /// Σ x² by channel of what the linears of the ports `wanted` read, without a tap; the stream is behind the block
+    /// afterwards.
+    pub fn squares(
+        &mut self,
+        decoder: &mut Decoder,
+        layer: usize,
+        wanted: &[Port],
+    ) -> BTreeMap<Port, Vec<f64>> {
+        let mut squares: BTreeMap<Port, Vec<f64>> = BTreeMap::new();
+        for index in 0..self.batches.len() {
+            for (port, x) in self.batch(index, decoder, layer, &mut FakeQuant::default(), wanted, true) {
+                let channels = x.dims()[2];
+                let sums = squares.entry(port).or_insert_with(|| vec![0.0; channels]);
+                for row in values(x).chunks(channels) {
+                    sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+                }
+            }
+        }
+        squares
+    }
+
     /// One batch through the block; what the wanted ports' linears read.
     fn batch(
         &mut self,
@@ -144,7 +165,8 @@ impl Stream {
     pub fn head(&self, decoder: &Decoder, tap: &FakeQuant) -> SecondMoment {
         let mut moment = SecondMoment::new(decoder.architecture.hidden);
         for x in &self.batches {
-            moment.add(&values(tap.read(Site::HEAD, decoder.final_norm.forward(x.clone()))));
+            let hidden = decoder.final_norm.forward(x.clone());
+            moment.add(&values(decoder.logits(hidden, &mut Read(tap))));
         }
         moment
     }
@@ -176,6 +198,15 @@ impl Seen {
 fn values(x: Tensor<3>) -> Vec<f32> {
     let data = x.try_into_data().expect("the device answers");
     data.try_into_vec::<f32>().expect("activations are f32")
+}
+
+/// Gives what linears read in place of what they make of it.
+struct Read<'a>(&'a FakeQuant);
+
+impl Tap for Read<'_> {
+    fn linears(&mut self, site: Site, x: Tensor<3>, _: &Group) -> Vec<Tensor<3>> {
+        vec![self.0.read(site, x)]
+    }
 }
 
 /// Keeps what the linears of the wanted ports read.

@@ -19,6 +19,7 @@ use crate::quantize::StepError;
 use crate::quantize::grid::{Granularity, Grid, Scale};
 use crate::quantize::rounding;
 use crate::quantize::solve::clip::{self, Clip};
+use crate::quantize::solve::layout::{Layout, Share};
 
 /// Columns of a block.
 pub const BLOCK: usize = 128;
@@ -86,13 +87,19 @@ fn ladder(damping: f64) -> Vec<(f64, Option<f64>)> {
 impl Prepared {
     /// Factors the moment, with more damping where `damping` is not enough.
     ///
-    /// `by_activity` rounds the channels with the largest second moments first.
-    pub fn new(moment: &SecondMoment, damping: f64, by_activity: bool, drift: Option<Drift>) -> Self {
+    /// `by_activity` rounds the channels with the largest second moments first; a layout says the order itself.
+    pub fn new(
+        moment: &SecondMoment,
+        damping: f64,
+        by_activity: bool,
+        drift: Option<Drift>,
+        layout: Option<&Layout>,
+    ) -> Self {
         let side = moment.channels;
         let squares = moment.squares();
         let dead: Vec<usize> = (0..side).filter(|&c| squares[c] == 0.0).collect();
-        let mut order: Vec<usize> = (0..side).collect();
-        if by_activity {
+        let mut order = layout.map_or_else(|| (0..side).collect(), |layout| layout.order.clone());
+        if by_activity && layout.is_none() {
             // Stable: equal channels keep their order.
             order.sort_by(|&a, &b| squares[b].total_cmp(&squares[a]));
         }
@@ -172,37 +179,26 @@ fn sub_block(matrix: &[f64], side: usize, of: &[usize]) -> Vec<f64> {
     of.iter().flat_map(|&r| of.iter().map(move |&c| matrix[r * side + c])).collect()
 }
 
-/// The shares of one row that have a scale each, as ranges of channels.
-///
-/// # Panics
-/// On a granularity of activations.
-fn shares(channels: usize, granularity: Granularity) -> Vec<(usize, usize)> {
-    match granularity {
-        Granularity::Group(n) => {
-            (0..channels).step_by(n).map(|from| (from, (from + n).min(channels))).collect()
-        }
-        Granularity::Channel | Granularity::Tensor => vec![(0, channels)],
-        Granularity::Token => panic!("weights have no tokens"),
-    }
-}
-
 /// One scale per row for the channels `of`, from the weights `[rows, channels]`; the same for all rows with `Tensor`.
 fn fit_share(weight: &[f32], channels: usize, of: &[usize], fit: &Fit, h: Option<&[f64]>) -> Vec<Scale> {
-    let rows = weight.len() / channels;
-    if fit.granularity == Granularity::Tensor {
-        let one = clip::scales(weight, weight.len(), fit.grid, fit.clip, None);
-        return vec![one[0]; rows];
-    }
-    let width = of.len();
-    let values: Vec<f32> = weight.chunks(channels).flat_map(|row| of.iter().map(move |&c| row[c])).collect();
+    let values: Vec<f32> =
+        weight.par_chunks(channels).flat_map_iter(|row| of.iter().map(move |&c| row[c])).collect();
     let block = h.filter(|_| fit.clip == Clip::Output).map(|h| sub_block(h, channels, of));
-    clip::scales(
-        &values,
-        width,
-        fit.grid,
-        fit.clip,
-        block.as_deref().map(|h| View::new(h, width, width, width)),
-    )
+    fit_values(&values, of.len(), fit, block.as_deref())
+}
+
+/// As [`fit_share`], of values that stand together.
+fn fit_values(values: &[f32], width: usize, fit: &Fit, h: Option<&[f64]>) -> Vec<Scale> {
+    if fit.granularity == Granularity::Tensor {
+        let one = clip::scales(values, values.len(), fit.grid, fit.clip, None);
+        return vec![one[0]; values.len() / width];
+    }
+    clip::scales(values, width, fit.grid, fit.clip, h.map(|h| View::new(h, width, width, width)))
+}
+
+/// How the channels that are kept apart are rounded: a scale per row, from the largest magnitude.
+fn fit_kept(grid: Grid) -> Fit {
+    Fit { grid, granularity: Granularity::Channel, clip: Clip::Factor(1.0) }
 }
 
 /// The same with the grid of this weight.
@@ -215,14 +211,27 @@ fn of_weight(fit: &Fit, weight: &[f32]) -> Fit {
 /// # Shapes
 /// `weight` is `[rows, channels]`, `h` `[channels, channels]`, read by [`Clip::Output`] only. The last group is short
 /// where groups do not divide the channels.
-pub fn nearest(weight: &[f32], channels: usize, fit: &Fit, h: Option<&[f64]>) -> Vec<f32> {
+pub fn nearest(
+    weight: &[f32],
+    channels: usize,
+    fit: &Fit,
+    h: Option<&[f64]>,
+    layout: Option<&Layout>,
+) -> Vec<f32> {
     let fit = &of_weight(fit, weight);
+    let natural = Layout::natural(channels);
+    let layout = layout.unwrap_or(&natural);
     let mut rounded = weight.to_vec();
-    for (from, to) in shares(channels, fit.granularity) {
-        let of: Vec<usize> = (from..to).collect();
-        let scales = fit_share(weight, channels, &of, fit, h);
+    for Share { from, to, is_kept } in layout.shares(fit.granularity) {
+        let fit = match (is_kept, layout.grid) {
+            (false, _) => *fit,
+            (true, Some(grid)) => fit_kept(grid),
+            (true, None) => continue,
+        };
+        let of = &layout.order[from..to];
+        let scales = fit_share(weight, channels, of, &fit, h);
         rounded.par_chunks_mut(channels).zip(&scales).for_each(|(row, &scale)| {
-            rounding::round_with(&mut row[from..to], fit.grid, scale);
+            of.iter().for_each(|&c| row[c] = fit.grid.round(row[c], scale));
         });
     }
     rounded
@@ -245,15 +254,17 @@ pub struct Rounded {
 ///
 /// # Panics
 /// If the weight has other channels than the moment.
-pub fn round(weight: &[f32], prepared: &Prepared, settings: &Settings) -> Rounded {
+///
+/// The channels that a layout keeps apart take errors in and, rounded last, give none to each other, as in Atom.
+pub fn round(weight: &[f32], prepared: &Prepared, settings: &Settings, layout: Option<&Layout>) -> Rounded {
     let side = prepared.channels;
     assert!(weight.len().is_multiple_of(side), "rows of {side} channels");
-    let plain = nearest(weight, side, &settings.fit, Some(&prepared.moment));
+    let plain = nearest(weight, side, &settings.fit, Some(&prepared.moment), layout);
     let nearest_loss = prepared.loss(weight, &plain);
     let Some(factor) = &prepared.factor else {
         return Rounded { weight: plain, loss: nearest_loss, nearest_loss, is_nearest: true };
     };
-    let solved = solve(weight, prepared, factor, settings);
+    let solved = solve(weight, prepared, factor, settings, layout);
     let loss = prepared.loss(weight, &solved);
     // With a correction the goal is another one, and this loss does not judge it.
     if loss > nearest_loss && prepared.correction.is_none() {
@@ -262,7 +273,13 @@ pub fn round(weight: &[f32], prepared: &Prepared, settings: &Settings) -> Rounde
     Rounded { weight: solved, loss, nearest_loss, is_nearest: false }
 }
 
-fn solve(weight: &[f32], prepared: &Prepared, factor: &[f64], settings: &Settings) -> Vec<f32> {
+fn solve(
+    weight: &[f32],
+    prepared: &Prepared,
+    factor: &[f64],
+    settings: &Settings,
+    layout: Option<&Layout>,
+) -> Vec<f32> {
     let side = prepared.channels;
     let rows = weight.len() / side;
     let (fit, order) = (&of_weight(&settings.fit, weight), &prepared.order);
@@ -272,44 +289,53 @@ fn solve(weight: &[f32], prepared: &Prepared, factor: &[f64], settings: &Setting
     for row in alive.chunks_mut(side) {
         prepared.dead.iter().for_each(|&c| row[c] = 0.0);
     }
+    let natural = Layout::natural(side);
+    let shares = layout.unwrap_or(&natural).shares(fit.granularity);
     let grouped = matches!(fit.granularity, Granularity::Group(_));
     let dynamic = grouped && !settings.static_groups;
-    let shares = shares(side, fit.granularity);
-    // Scales by share, one per row; dynamic ones are filled in as they come.
-    let mut scales: Vec<Vec<Scale>> = match dynamic {
-        true => vec![Vec::new(); shares.len()],
-        false => {
-            let source = if grouped { &alive } else { weight };
-            let all = shares.iter().map(|&(from, to)| (from..to).collect::<Vec<_>>());
-            all.map(|of| fit_share(source, side, &of, fit, moment)).collect()
-        }
-    };
-    let share_of = |position: usize| {
-        let channel = if dynamic { position } else { order[position] };
-        match fit.granularity {
-            Granularity::Group(n) => channel / n,
-            _ => 0,
-        }
-    };
-    let share_at: Vec<usize> = (0..side).map(share_of).collect();
+    // Where shares are of places in the order; static groups without a layout are of neighbouring channels.
+    let by_place = dynamic || layout.is_some();
+    let mut share_at = vec![0; side];
+    for (place, share_at) in share_at.iter_mut().enumerate() {
+        let position = if by_place { place } else { order[place] };
+        let found = shares.iter().position(|share| (share.from..share.to).contains(&position));
+        *share_at = found.expect("shares cover every place");
+    }
+    let kept = layout.and_then(|layout| layout.grid);
+    let fit_of = |share: &Share| if share.is_kept { kept.map(fit_kept) } else { Some(*fit) };
+    // Scales by share, one per row; dynamic ones, and those of what is kept, are filled in as they come.
+    let mut scales: Vec<Vec<Scale>> = vec![Vec::new(); shares.len()];
+    for (scales, share) in scales.iter_mut().zip(&shares).filter(|(_, share)| !dynamic && !share.is_kept) {
+        let source = if grouped { &alive } else { weight };
+        let channels: Vec<usize> = (share.from..share.to).collect();
+        let of = if by_place { &order[share.from..share.to] } else { &channels };
+        *scales = fit_share(source, side, of, fit, moment);
+    }
 
     let mut w: Vec<f64> =
         alive.par_chunks(side).flat_map_iter(|row| order.iter().map(move |&c| f64::from(row[c]))).collect();
     for (from, to) in segments(&shares, dynamic, settings.block, side) {
-        let begun = shares.iter().position(|share| dynamic && share.0 == from);
-        if let Some(share) = begun {
-            let (from, to) = shares[share];
+        let share = share_at[from];
+        let Share { from: first, to: last, is_kept } = shares[share];
+        if (dynamic || is_kept) && first == from {
+            let Some(fit) = fit_of(&shares[share]) else { break };
             let now: Vec<f32> =
-                w.par_chunks(side).flat_map_iter(|row| row[from..to].iter().map(|&x| x as f32)).collect();
-            let h = (fit.clip == Clip::Output).then(|| sub_block(&prepared.moment, side, &order[from..to]));
-            let h = h.as_deref().map(|h| View::new(h, to - from, to - from, to - from));
-            scales[share] = clip::scales(&now, to - from, fit.grid, fit.clip, h);
+                w.par_chunks(side).flat_map_iter(|row| row[first..last].iter().map(|&x| x as f32)).collect();
+            let h =
+                (fit.clip == Clip::Output).then(|| sub_block(&prepared.moment, side, &order[first..last]));
+            scales[share] = fit_values(&now, last - first, &fit, h.as_deref());
+        }
+        if is_kept {
+            let grid = kept.expect("what is kept in floating point ended the loop");
+            w.par_chunks_mut(side).zip(&scales[share]).for_each(|(row, &scale)| {
+                row[from..to].iter_mut().for_each(|x| *x = f64::from(grid.round(*x as f32, scale)));
+            });
+            continue;
         }
         let width = to - from;
         let mut errors = vec![0.0; rows * width];
         let mut carried = vec![0.0; if prepared.correction.is_some() { rows * width } else { 0 }];
-        let columns = |row: &mut [f64], errors: &mut [f64], carried: Option<&mut [f64]>, r: usize| {
-            let mut carried = carried;
+        let columns = |row: &mut [f64], errors: &mut [f64], mut carried: Option<&mut [f64]>, r: usize| {
             for i in from..to {
                 let x = row[i];
                 let q = f64::from(fit.grid.round(x as f32, scales[share_at[i]][r]));
@@ -333,13 +359,13 @@ fn solve(weight: &[f32], prepared: &Prepared, factor: &[f64], settings: &Setting
         if to == side {
             break;
         }
-        let later = |matrix: &'_ [f64]| -> (usize, usize) { (from * side + to, matrix.len().min(to * side)) };
-        let (begin, end) = later(factor);
-        let right = View::new(&factor[begin..end], width, side - to, side);
-        add_product(&mut w[to..], side, -1.0, View::new(&errors, rows, width, width), right, true);
+        let later = |matrix| View::new(matrix, width, side - to, side);
+        let (begin, end) = (from * side + to, to * side);
+        let errors = View::new(&errors, rows, width, width);
+        add_product(&mut w[to..], side, -1.0, errors, later(&factor[begin..end]), true);
         if let Some(p) = &prepared.correction {
-            let right = View::new(&p[begin..end], width, side - to, side);
-            add_product(&mut w[to..], side, 1.0, View::new(&carried, rows, width, width), right, true);
+            let carried = View::new(&carried, rows, width, width);
+            add_product(&mut w[to..], side, 1.0, carried, later(&p[begin..end]), true);
         }
     }
 
@@ -352,14 +378,24 @@ fn solve(weight: &[f32], prepared: &Prepared, factor: &[f64], settings: &Setting
     rounded
 }
 
-/// Blocks of columns, none of which holds the beginning of a dynamic group after its own: a group's scale is chosen when
-/// all that comes before it is done.
-fn segments(shares: &[(usize, usize)], dynamic: bool, block: usize, side: usize) -> Vec<(usize, usize)> {
-    let spans = if dynamic { shares.to_vec() } else { vec![(0, side)] };
-    let cut = |&(from, to): &(usize, usize)| {
-        (from..to).step_by(block.max(1)).map(move |at| (at, (at + block.max(1)).min(to)))
+/// Blocks of columns, none of which holds the beginning of a dynamic group, or of what is kept, after its own: a scale is
+/// chosen when all that comes before it is done.
+fn segments(shares: &[Share], dynamic: bool, block: usize, side: usize) -> Vec<(usize, usize)> {
+    let rest = shares.iter().filter(|share| !share.is_kept).map(|share| share.to).max().unwrap_or(0);
+    let mut spans: Vec<(usize, usize)> = match dynamic {
+        true => shares.iter().filter(|share| !share.is_kept).map(|share| (share.from, share.to)).collect(),
+        false => vec![(0, rest)],
     };
-    spans.iter().flat_map(cut).collect()
+    spans = spans
+        .iter()
+        .flat_map(|&(from, to)| {
+            (from..to).step_by(block.max(1)).map(move |at| (at, (at + block.max(1)).min(to)))
+        })
+        .collect();
+    if rest < side {
+        spans.push((rest, side));
+    }
+    spans
 }
 
 /// Refuses groups that do not divide the channels, unless a short last one is meant.

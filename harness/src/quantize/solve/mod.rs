@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`clip`] | searches for the range that a scale is chosen from |
 //! | [`gptq`] | column-wise rounding with the error carried to the columns that follow |
+//! | [`layout`] | channels in an order of their own, some of them apart |
 //! | [`blockwise`] | a calibration set led through the model one block after another |
 //!
 //! A layer reads X, `[tokens, channels]`; H = XᵀX. For a rounded weight Ŵ = W + ΔW, `[out, channels]`, the squared error
@@ -13,3 +14,4 @@
 pub mod blockwise;
 pub mod clip;
 pub mod gptq;
+pub mod layout;

@@ -14,7 +14,8 @@
 //! no prefix position is ever rounded. Linears that read one site share one rounding: q/k/v, gate/up.
 //!
 //! # Parameters
-//! `bits` 2–8, or 16 for none · `granularity` tensor, token or group(n); static is per tensor · `symmetric` ·
+//! `bits` 2–8, or 16 for none · `granularity` tensor, token or group(n); static is per tensor · `ragged` lets the last group be short ·
+//! `symmetric` ·
 //! `convention` · `clip` shrinks the range before the scale is chosen · `sites` whose activations are rounded ·
 //! `observer` max, percentile or ema; none for dynamic · `percentile` of |x|, default 99.99 · `momentum` default 0.99.
 //!
@@ -31,6 +32,8 @@ use crate::quantize::admissible;
 use crate::quantize::effective_bits::{Tally, stored};
 use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
+use crate::quantize::solve::gptq::check_width;
+use crate::quantize::solve::layout::Layout;
 use crate::quantize::steps::Stage;
 use crate::quantize::{GroupInFlight, Method, ModelInFlight, StatisticsNeed, StepError, acts_at, each_group};
 
@@ -43,6 +46,9 @@ pub struct Activations {
     /// Who shares a scale. Default: `token`.
     #[serde(default = "token")]
     pub granularity: Granularity,
+    /// Whether the last group may be short. Default: false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ragged: bool,
     /// Without a zero point. Default: true.
     #[serde(default = "yes")]
     pub symmetric: bool,
@@ -183,6 +189,12 @@ impl Method for Activations {
             if !self.acts(flight) {
                 return Ok(false);
             }
+            if flight.layout.is_some() {
+                return Err(StepError::Statistics(format!(
+                    "{}: a static scale knows no channels that are kept apart: leave `observer` out, or `keep`",
+                    flight.site
+                )));
+            }
             let seen = statistics.sites.get(&flight.site).ok_or_else(|| {
                 StepError::Statistics(format!("{}: the calibration pass did not look here", flight.site))
             })?;
@@ -198,8 +210,9 @@ impl Method for Activations {
     fn apply(&self, flight: &mut GroupInFlight) -> Result<bool, StepError> {
         let grid = admissible::grid(self.bits, self.symmetric, self.convention);
         let Some(grid) = grid.filter(|_| self.acts(flight)) else { return Ok(false) };
-        if let (Granularity::Group(n), Some(linear)) = (self.granularity, flight.group.linears.first()) {
-            StepError::check_group(&flight.site.to_string(), n, linear.weight.dims()[1])?;
+        if let Some(linear) = flight.group.linears.first() {
+            let channels = flight.layout.as_deref().map_or(linear.weight.dims()[1], Layout::rest);
+            check_width(&flight.site.to_string(), self.granularity, self.ragged, channels)?;
         }
         *flight.activation = Some(self.rule(grid, ScaleSource::Dynamic));
         Ok(true)
@@ -254,4 +267,7 @@ fn yes() -> bool {
 }
 fn one() -> f32 {
     1.0
+}
+fn is_false(value: &bool) -> bool {
+    !value
 }

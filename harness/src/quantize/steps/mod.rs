@@ -188,6 +188,7 @@ impl Stage {
 
 registry! {
     Activations: "activations" => activations::Activations, "activations.rs";
+    KeepChannels: "keep" "channels" => keep::channels::Channels, "keep/channels.rs";
     KeepQfem: "keep" "qfem" => keep::qfem::Qfem, "keep/qfem.rs";
     KeepRanked: "keep" "ranked" => keep::ranked::Ranked, "keep/ranked.rs";
     Kv: "kv" => kv::Kv, "kv.rs";

@@ -18,6 +18,9 @@
 //! `sequential` says whether the linears of a block are rounded after one pass through it (`layer`), or each group after a
 //! pass in which the block's earlier groups are rounded (`group`).
 //!
+//! Where a `keep` step has put channels in an order of their own (`quantscope explain channels`), groups are of neighbours in
+//! that order, and GPTQ goes through it; the channels that are kept apart come last and give no error to each other.
+//!
 //! `clip` is a factor on the range, or a search: `mse` for the least Σ|ŵ − w|^2.4 over factors 1, 0.99, …, 0.21; `output`
 //! for the least error of what the group adds to the output, over ranges clamped to ±M·(1 − i/20), i = 0…9, which leaves q
 //! and k as they are.
@@ -38,6 +41,9 @@
 //! (arXiv:2306.00978, code), over all calibration tokens. GPTAQ: arXiv:2504.02692. The ladder of dampings and the comparison
 //! with rounding to nearest are ours.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, TensorData};
 use models::{Decoder, Group, Linear, Port, Site};
 use serde::{Deserialize, Serialize};
@@ -50,6 +56,7 @@ use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::solve::blockwise::{Seen, Stream};
 use crate::quantize::solve::clip::Clip;
 use crate::quantize::solve::gptq::{self, Drift, Fit, Prepared, Settings};
+use crate::quantize::solve::layout::Layout;
 use crate::quantize::steps::Stage;
 use crate::quantize::{
     GroupInFlight, Method, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
@@ -307,13 +314,16 @@ impl Method for Weights {
             return Ok(false);
         }
         let fit = self.fit(grid);
+        let layout = flight.layout.as_deref();
         for linear in &mut flight.group.linears {
-            self.check_width(linear)?;
+            self.check_width(linear, layout)?;
             let [_, channels] = linear.weight.dims();
             change(linear, |values| match fit.clip {
                 // In place: the plain case needs no copies.
-                Clip::Factor(clip) => rounding::round_rows(values, channels, grid, self.granularity, clip),
-                _ => values.copy_from_slice(&gptq::nearest(values, channels, &fit, None)),
+                Clip::Factor(clip) if layout.is_none() => {
+                    rounding::round_rows(values, channels, grid, self.granularity, clip);
+                }
+                _ => values.copy_from_slice(&gptq::nearest(values, channels, &fit, None, layout)),
             });
         }
         Ok(true)
@@ -329,8 +339,9 @@ impl Weights {
         Fit { grid, granularity: self.granularity, clip: self.clip }
     }
 
-    fn check_width(&self, linear: &Linear) -> Result<(), StepError> {
-        gptq::check_width(&linear.name, self.granularity, self.ragged, linear.weight.dims()[1])
+    fn check_width(&self, linear: &Linear, layout: Option<&Layout>) -> Result<(), StepError> {
+        let channels = layout.map_or(linear.weight.dims()[1], Layout::rest);
+        gptq::check_width(&linear.name, self.granularity, self.ragged, channels)
     }
 
     fn round_embeddings(&self, decoder: &mut Decoder, grid: Grid) -> Result<(), StepError> {
@@ -342,7 +353,7 @@ impl Weights {
             let clip = if self.clip == Clip::Output { Clip::Factor(1.0) } else { self.clip };
             let fit = Fit { clip, ..self.fit(grid) };
             let table = values(&decoder.embedding);
-            let rounded = gptq::nearest(&table, channels, &fit, None);
+            let rounded = gptq::nearest(&table, channels, &fit, None, None);
             decoder.embedding = like(rounded, &decoder.embedding);
         }
         Ok(())
@@ -357,6 +368,7 @@ struct Blockwise<'a> {
     stream: Stream,
     /// The unrounded model and its stream, for GPTAQ.
     original: Option<(Stream, Decoder)>,
+    layouts: HashMap<Site, Arc<Layout>>,
     groups: u64,
     sites: Map<String, Value>,
 }
@@ -368,9 +380,16 @@ impl<'a> Blockwise<'a> {
                 if site.expert.is_some() {
                     return Err(StepError::Experts { site });
                 }
-                group.linears.iter().try_for_each(|linear| step.check_width(linear))?;
+                let layout = model.tap.layouts.get(&site).map(Arc::as_ref);
+                group.linears.iter().try_for_each(|linear| step.check_width(linear, layout))?;
             }
         }
+        if step.act_order == Some(true) && !model.tap.layouts.is_empty() {
+            let text =
+                "`act-order` and channels that `keep` has put in order contradict each other: leave one out";
+            return Err(StepError::Statistics(text.into()));
+        }
+        let layouts = model.tap.layouts.clone();
         let samples = model.calibrator.samples().to_vec();
         let start = model.calibrator.start();
         // The unrounded model reads the unrounded table.
@@ -385,7 +404,7 @@ impl<'a> Blockwise<'a> {
         };
         let static_groups = step.groups == Some(Groups::Static);
         let settings = Settings { fit: step.fit(grid), static_groups, block: gptq::BLOCK };
-        Ok(Self { step, settings, stream, original, groups: 0, sites: Map::new() })
+        Ok(Self { step, settings, stream, original, layouts, groups: 0, sites: Map::new() })
     }
 
     fn run(mut self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
@@ -479,13 +498,14 @@ impl<'a> Blockwise<'a> {
     }
 
     fn round_nearest(&self, site: Site, group: &mut Group, moment: &SecondMoment) -> Map<String, Value> {
+        let layout = self.layouts.get(&site).map(Arc::as_ref);
         let (mut losses, mut plain) = (0.0, 0.0);
         for (place, linear) in group.linears.iter_mut().enumerate() {
             let fit = self.fit_of(site, place);
             let unclipped = Fit { clip: Clip::Factor(1.0), ..fit };
             change(linear, |values| {
-                let rounded = gptq::nearest(values, moment.channels, &fit, Some(&moment.sums));
-                let without = gptq::nearest(values, moment.channels, &unclipped, None);
+                let rounded = gptq::nearest(values, moment.channels, &fit, Some(&moment.sums), layout);
+                let without = gptq::nearest(values, moment.channels, &unclipped, None, layout);
                 losses += gptq::loss(moment, values, &rounded);
                 plain += gptq::loss(moment, values, &without);
                 values.copy_from_slice(&rounded);
@@ -504,13 +524,14 @@ impl<'a> Blockwise<'a> {
         let step = self.step;
         let asked = step.damping.unwrap_or(DAMPING);
         let drift = cross.zip(step.asymmetric_calibration).map(|(cross, alpha)| Drift { cross, alpha });
-        let prepared = Prepared::new(moment, asked, step.act_order.unwrap_or_default(), drift);
+        let layout = self.layouts.get(&site).map(Arc::as_ref);
+        let prepared = Prepared::new(moment, asked, step.act_order.unwrap_or_default(), drift, layout);
         let (mut loss, mut nearest_loss, mut nearest) = (0.0, 0.0, Vec::new());
         for (place, linear) in group.linears.iter_mut().enumerate() {
             let name = linear.name.clone();
             let settings = Settings { fit: self.fit_of(site, place), ..self.settings };
             change(linear, |values| {
-                let rounded = gptq::round(values, &prepared, &settings);
+                let rounded = gptq::round(values, &prepared, &settings, layout);
                 loss += rounded.loss;
                 nearest_loss += rounded.nearest_loss;
                 if rounded.is_nearest {

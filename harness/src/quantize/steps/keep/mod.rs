@@ -6,6 +6,7 @@ use crate::calibrate::statistics::{RatioError, Statistics, ZeroMedian};
 use crate::quantize::StepError;
 use crate::quantize::steps::activations::PORTS;
 
+pub mod channels;
 pub mod qfem;
 pub mod ranked;
 

@@ -189,20 +189,16 @@ impl Tap for Search<'_> {
             let decoder = &mut self.decoder;
             let mut output = |outputs: Vec<Tensor<3>>| {
                 let between = decoder.between(site, outputs);
-                match site.port {
+                let next = match site.port {
                     // Of a parallel block, attention and what down reads stand behind each other.
-                    Port::AttnIn if decoder.blocks[layer].qkv.linears.len() == 3 => {
-                        decoder.blocks[layer].o.forward(between).swap_remove(0)
-                    }
-                    Port::MlpIn => match decoder
-                        .groups()
-                        .into_iter()
-                        .find(|(at, _)| *at == Site { port: Port::DownIn, ..site })
-                    {
-                        Some((_, down)) => down.forward(between).swap_remove(0),
-                        None => between,
-                    },
-                    _ => between,
+                    Port::AttnIn if decoder.blocks[layer].qkv.linears.len() == 3 => Port::OIn,
+                    Port::MlpIn => Port::DownIn,
+                    _ => return between,
+                };
+                let next = Site { port: next, ..site };
+                match decoder.groups().iter().any(|(at, _)| *at == next) {
+                    true => decoder.linears(next, between).swap_remove(0),
+                    false => between,
                 }
             };
             let best = search(&x, group, grid, self.step.points, &mut output);
