@@ -165,7 +165,10 @@ fn wide(x: &Tensor<2>) -> Vec<f64> {
 
 /// Keeps every so many tokens of what linears read, each at unit length.
 struct Rows {
+    /// At the sites that the residual stream's matrix turns.
     every: usize,
+    /// At a block's `o_in`, which its values' matrix turns alone.
+    every_value: usize,
     seen: BTreeMap<Site, Vec<f32>>,
 }
 
@@ -175,7 +178,8 @@ impl Tap for Rows {
             let channels = x.dims()[2];
             let values: Vec<f32> = x.to_data().try_to_vec().expect("activations are f32");
             let kept = self.seen.entry(site).or_default();
-            for row in values.chunks_exact(channels).step_by(self.every) {
+            let every = if site.port == Port::OIn { self.every_value } else { self.every };
+            for row in values.chunks_exact(channels).step_by(every) {
                 let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
                 // A token of zeros has no shape.
                 if norm > 0.0 {
@@ -205,7 +209,8 @@ impl Cayley {
         let samples: Vec<Vec<u32>> = all[..self.samples].iter().map(fed).collect();
         let tokens: usize = samples.iter().map(Vec::len).sum();
         let sites = 2 * model.decoder.architecture.layers;
-        let mut rows = Rows { every: (tokens * sites).div_ceil(self.rows).max(1), seen: BTreeMap::new() };
+        let every = |sites: usize| (tokens * sites).div_ceil(self.rows).max(1);
+        let mut rows = Rows { every: every(sites), every_value: every(1), seen: BTreeMap::new() };
         let device = model.decoder.device();
         for sample in &samples {
             model.decoder.hidden(token_tensor(&[sample], &device), &mut rows);
