@@ -135,6 +135,9 @@ fn an_added_token_without_a_row_is_refused_where_a_text_spells_it() {
     let folder = checkpoint_folder("gemma3");
     let path = folder.path().join("tokenizer.json");
     let mut tokenizer: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for id in 2..64 {
+        tokenizer["model"]["vocab"][format!("w{id}")] = id.into();
+    }
     tokenizer["added_tokens"] = serde_json::json!([{"id": 64, "content": "<image>", "single_word": false,
         "lstrip": false, "rstrip": false, "normalized": false, "special": true}]);
     fs::write(&path, tokenizer.to_string()).unwrap();
