@@ -181,7 +181,7 @@ pub fn adjusted(raw: &[Option<f64>]) -> Vec<[Cell; 3]> {
     let mut place = 0;
     let cells = raw.iter().map(|raw| {
         let Some(raw) = raw else { return std::array::from_fn(|_| Cell::Missing) };
-        let number = |value: f64| Cell::Number { value, stderr: None, digits: Digits::Significant(3) };
+        let number = |value: f64| Cell::Number { value, stderr: None, digits: Digits::Scaled(3) };
         place += 1;
         [number(*raw), number(holm[place - 1]), number(bh[place - 1])]
     });

@@ -93,12 +93,17 @@ impl Delta {
     /// The mean ± standard error, and both intervals.
     pub fn cells(&self) -> [Cell; 3] {
         let ends = |interval: Option<Interval>| {
-            interval.map_or(Cell::Missing, |i| Cell::Text(format!("{:.4} to {:.4}", i.low, i.high)))
+            interval.map_or(Cell::Missing, |i| Cell::Text(format!("{} to {}", end(i.low), end(i.high))))
         };
         let Estimate { value, stderr, .. } = self.estimate;
-        let mean = Cell::Number { value, stderr, digits: Digits::Decimals(4) };
+        let mean = Cell::Number { value, stderr, digits: Digits::Scaled(3) };
         [mean, ends(self.normal), ends(self.bootstrap)]
     }
+}
+
+/// An end of an interval: four decimals, or its power of ten where they would show too little of it.
+fn end(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.1e}") } else { format!("{value:.4}") }
 }
 
 #[cfg(test)]

@@ -79,6 +79,8 @@ pub enum Digits {
     Decimals(usize),
     /// This many significant digits, and at least one of the standard error, but no more than six after the point.
     Significant(usize),
+    /// As `Significant`, but a value below 10⁻⁴ in size with its power of ten: `1.67e-8`.
+    Scaled(usize),
 }
 
 impl Table {
@@ -122,7 +124,11 @@ impl Cell {
         let places = match digits {
             Digits::Exact => return Some((format!("{value}"), stderr.map(|stderr| format!("{stderr}")))),
             Digits::Decimals(places) => *places,
-            Digits::Significant(digits) => {
+            Digits::Scaled(digits) if *value != 0.0 && value.abs() < 1e-4 => {
+                let value = format!("{value:.*e}", digits.saturating_sub(1));
+                return Some((value, stderr.map(|stderr| format!("{stderr:.0e}"))));
+            }
+            Digits::Significant(digits) | Digits::Scaled(digits) => {
                 let for_value = *digits as i32 - magnitude(*value);
                 // One digit of the error at the least: `5.47 ± 0.00` would say that it is known exactly.
                 let for_error = stderr.map_or(0, |stderr| 1 - magnitude(stderr));
@@ -155,6 +161,13 @@ mod tests {
         assert_eq!(spelled(5.4731, Some(0.00021), four), ("5.4731".into(), Some("0.0002".into())));
         assert_eq!(spelled(0.0, Some(0.0), four), ("0.000".into(), Some("0.000".into())));
         assert_eq!(spelled(1e-12, None, four), ("0.000000".into(), None));
+        let scaled = Digits::Scaled(3);
+        assert_eq!(spelled(1.6695e-8, Some(1.14e-9), scaled), ("1.67e-8".into(), Some("1e-9".into())));
+        assert_eq!(
+            spelled(0.0165, Some(0.0021), scaled),
+            spelled(0.0165, Some(0.0021), Digits::Significant(3))
+        );
+        assert_eq!(spelled(0.0, None, scaled).0, "0.00");
     }
 
     #[test]

@@ -127,12 +127,12 @@ fn differences(protocol: &str, model: &str, lines: &[Line<'_>]) -> Table {
     let floor = lines.iter().find(|line| line.floor).and_then(|line| units(line.kl?));
     for ((line, delta), p_values) in lines.iter().zip(deltas).zip(p_values) {
         let small = |value: Option<f64>| match value {
-            Some(value) => Cell::Number { value, stderr: None, digits: Digits::Significant(3) },
+            Some(value) => Cell::Number { value, stderr: None, digits: Digits::Scaled(3) },
             None => Cell::Missing,
         };
         let mut cells = vec![Cell::text(&line.label)];
         cells.push(match line.kl {
-            Some(kl) => Cell::Number { value: kl.value, stderr: kl.stderr, digits: Digits::Significant(3) },
+            Some(kl) => Cell::Number { value: kl.value, stderr: kl.stderr, digits: Digits::Scaled(3) },
             None => pivot::cell(&line.row),
         });
         cells.extend(["median", "p99", "max"].map(|key| small(line.kl.and_then(|kl| number(kl, key)))));
@@ -196,7 +196,7 @@ fn buckets(protocol: &str, model: &str, lines: &[Line<'_>]) -> Table {
                 Some(value) => Cell::Number { value, stderr: None, digits },
                 None => Cell::Missing,
             };
-            cells.push(cell(value("mean"), Digits::Significant(3)));
+            cells.push(cell(value("mean"), Digits::Scaled(3)));
             cells.push(cell(value("same-top"), Digits::Decimals(3)));
         }
         table.rows.push(cells);

@@ -51,10 +51,18 @@ fn spell(cell: &Cell) -> String {
         Cell::Missing => "--".to_owned(),
         Cell::Failed { stage } => format!("failed: {}", escape(stage)),
         Cell::Number { .. } => match cell.spelled() {
-            Some((value, Some(stderr))) => format!("${value} \\pm {stderr}$"),
-            Some((value, None)) => format!("${value}$"),
+            Some((value, Some(stderr))) => format!("${} \\pm {}$", power(&value), power(&stderr)),
+            Some((value, None)) => format!("${}$", power(&value)),
             None => String::new(),
         },
+    }
+}
+
+/// `1.7e-8` as a product with a power of ten.
+fn power(number: &str) -> String {
+    match number.split_once('e') {
+        Some((factor, exponent)) => format!("{factor} \\times 10^{{{exponent}}}"),
+        None => number.to_owned(),
     }
 }
 
@@ -111,6 +119,12 @@ mod tests {
 \end{table}
 "#;
         assert_eq!(Latex.write(&example()), expected);
+    }
+
+    #[test]
+    fn powers_of_ten_are_set_as_such() {
+        assert_eq!(power("1.67e-8"), r"1.67 \times 10^{-8}");
+        assert_eq!(power("17.54"), "17.54");
     }
 
     #[test]
