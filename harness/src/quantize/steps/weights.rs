@@ -41,26 +41,25 @@
 //! (arXiv:2306.00978, code), over all calibration tokens. GPTAQ: arXiv:2504.02692. The ladder of dampings and the comparison
 //! with rounding to nearest are ours.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use burn::tensor::{Tensor, TensorData};
-use models::{Decoder, Group, Linear, Port, Site};
+use models::{Decoder, Linear, Port};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::calibrate::moment::SecondMoment;
 use crate::quantize::effective_bits::Tally;
-use crate::quantize::fake_quant::{FakeQuant, Kept};
+use crate::quantize::fake_quant::Kept;
 use crate::quantize::grid::{Convention, Granularity, Grid};
-use crate::quantize::solve::blockwise::{Seen, Stream};
 use crate::quantize::solve::clip::Clip;
-use crate::quantize::solve::gptq::{self, Drift, Fit, Prepared, Settings};
+use crate::quantize::solve::gptq::{self, Fit};
 use crate::quantize::solve::layout::Layout;
 use crate::quantize::steps::Stage;
 use crate::quantize::{
     GroupInFlight, Method, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
 };
+
+mod passes;
+
+use passes::{DAMPING, Passes};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,9 +155,6 @@ pub enum Sequential {
     /// The linears that read one site.
     Group,
 }
-
-/// λ when the recipe does not say.
-const DAMPING: f64 = 0.01;
 
 impl Weights {
     /// The same step with every default written out.
@@ -305,7 +301,7 @@ impl Method for Weights {
             self.round_embeddings(model.decoder, grid)?;
             return each_group(model, |flight| self.apply(flight));
         }
-        Blockwise::new(self, grid, model)?.run(model)
+        Passes::new(self, grid, model)?.run(model)
     }
 
     fn apply(&self, flight: &mut GroupInFlight) -> Result<bool, StepError> {
@@ -357,212 +353,6 @@ impl Weights {
             decoder.embedding = like(rounded, &decoder.embedding);
         }
         Ok(())
-    }
-}
-
-/// The passes of a step that reads inputs.
-struct Blockwise<'a> {
-    step: &'a Weights,
-    settings: Settings,
-    /// The present model's stream.
-    stream: Stream,
-    /// The unrounded model and its stream, for GPTAQ.
-    original: Option<(Stream, Decoder)>,
-    layouts: HashMap<Site, Arc<Layout>>,
-    groups: u64,
-    sites: Map<String, Value>,
-}
-
-impl<'a> Blockwise<'a> {
-    fn new(step: &'a Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
-        for (site, group) in model.decoder.groups() {
-            if step.rounds(site.port, model.tap.kept.get(&site).copied()) {
-                if site.expert.is_some() {
-                    return Err(StepError::Experts { site });
-                }
-                let layout = model.tap.layouts.get(&site).map(Arc::as_ref);
-                group.linears.iter().try_for_each(|linear| step.check_width(linear, layout))?;
-            }
-        }
-        if step.act_order == Some(true) && !model.tap.layouts.is_empty() {
-            let text =
-                "`act-order` and channels that `keep` has put in order contradict each other: leave one out";
-            return Err(StepError::Statistics(text.into()));
-        }
-        let layouts = model.tap.layouts.clone();
-        let samples = model.calibrator.samples().to_vec();
-        let start = model.calibrator.start();
-        // The unrounded model reads the unrounded table.
-        let whole = Stream::begin(model.decoder, &samples, start)?;
-        let original = step.asymmetric_calibration.map(|_| (whole.clone(), model.decoder.clone()));
-        step.round_embeddings(model.decoder, grid)?;
-        let stream = match step.inputs() {
-            HessianInputs::Wq | HessianInputs::Waq if step.embeddings => {
-                Stream::begin(model.decoder, &samples, start)?
-            }
-            _ => whole,
-        };
-        let static_groups = step.groups == Some(Groups::Static);
-        let settings = Settings { fit: step.fit(grid), static_groups, block: gptq::BLOCK };
-        Ok(Self { step, settings, stream, original, layouts, groups: 0, sites: Map::new() })
-    }
-
-    fn run(mut self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
-        let layers = model.decoder.architecture.layers;
-        // What the calibration passes read behind: the recipe's rules, or none.
-        let mut tap = match self.step.inputs() {
-            HessianInputs::Waq => model.tap.clone(),
-            HessianInputs::Fp | HessianInputs::Wq => FakeQuant::default(),
-        };
-        let has_head = self.step.rounds(Port::HeadIn, model.tap.kept.get(&Site::HEAD).copied());
-        for layer in 0..layers {
-            if !model.calibrator.progress(layer, layers) {
-                return Err(StepError::Interrupted);
-            }
-            let groups = model.decoder.groups().into_iter().map(|(site, _)| site);
-            let of_layer = groups.filter(|site| site.layer == Some(layer)).map(|site| site.port);
-            let wanted: Vec<Port> = of_layer
-                .filter(|&port| {
-                    self.step.rounds(port, model.tap.kept.get(&Site::block(layer, port)).copied())
-                })
-                .collect();
-            let is_needed = layer + 1 < layers || has_head;
-            self.block(model.decoder, layer, &mut tap, &wanted, is_needed)?;
-        }
-        if has_head {
-            let moment = self.stream.head(model.decoder, &tap);
-            let seen = Seen { moments: [(Port::HeadIn, moment)].into(), ..Seen::default() };
-            self.solve(Site::HEAD, &mut model.decoder.head, &seen);
-        }
-        let mut report = Map::new();
-        report.insert("groups".into(), self.groups.into());
-        report.insert("calibration-tokens".into(), self.stream.tokens.into());
-        report.insert("sites".into(), self.sites.into());
-        Ok(report)
-    }
-
-    /// Rounds a block and leads the streams through it.
-    fn block(
-        &mut self,
-        decoder: &mut Decoder,
-        layer: usize,
-        tap: &mut FakeQuant,
-        wanted: &[Port],
-        is_needed: bool,
-    ) -> Result<(), StepError> {
-        if self.step.inputs() == HessianInputs::Fp {
-            // One pass gives the moments and the next block's inputs.
-            let seen = self.stream.pass(decoder, layer, tap, wanted, is_needed)?;
-            wanted.iter().for_each(|&port| self.solve_port(decoder, layer, port, &seen));
-            return Ok(());
-        }
-        let parts: Vec<&[Port]> = match self.step.sequential.unwrap_or_default() {
-            Sequential::Layer => vec![wanted],
-            Sequential::Group => wanted.chunks(1).collect(),
-        };
-        for part in parts {
-            let seen = match &mut self.original {
-                None => self.stream.pass(decoder, layer, tap, part, false)?,
-                Some((stream, whole)) => self.stream.compare(decoder, layer, tap, part, (stream, whole))?,
-            };
-            part.iter().for_each(|&port| self.solve_port(decoder, layer, port, &seen));
-        }
-        if is_needed {
-            self.stream.pass(decoder, layer, tap, &[], true)?;
-            if let Some((stream, whole)) = &mut self.original {
-                stream.pass(whole, layer, &mut FakeQuant::default(), &[], true)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn solve_port(&mut self, decoder: &mut Decoder, layer: usize, port: Port, seen: &Seen) {
-        let site = Site::block(layer, port);
-        let groups = decoder.groups_mut().into_iter();
-        let Some((_, group)) = groups.into_iter().find(|(at, _)| *at == site) else { return };
-        self.solve(site, group, seen);
-    }
-
-    /// Rounds the linears of a group by what they read, and notes what happened.
-    fn solve(&mut self, site: Site, group: &mut Group, seen: &Seen) {
-        self.groups += 1;
-        let moment = &seen.moments[&site.port];
-        let mut note = match self.step.solver {
-            Solver::Rtn => self.round_nearest(site, group, moment),
-            Solver::Gptq => self.round_gptq(site, group, moment, seen.drifts.get(&site.port)),
-        };
-        if (moment.tokens as usize) < moment.channels {
-            note.insert("fewer-tokens-than-channels".into(), moment.tokens.into());
-        }
-        self.sites.insert(site.to_string(), note.into());
-    }
-
-    fn round_nearest(&self, site: Site, group: &mut Group, moment: &SecondMoment) -> Map<String, Value> {
-        let layout = self.layouts.get(&site).map(Arc::as_ref);
-        let (mut losses, mut plain) = (0.0, 0.0);
-        for (place, linear) in group.linears.iter_mut().enumerate() {
-            let fit = self.fit_of(site, place);
-            let unclipped = Fit { clip: Clip::Factor(1.0), ..fit };
-            change(linear, |values| {
-                let rounded = gptq::nearest(values, moment.channels, &fit, Some(&moment.sums), layout);
-                let without = gptq::nearest(values, moment.channels, &unclipped, None, layout);
-                losses += gptq::loss(moment, values, &rounded);
-                plain += gptq::loss(moment, values, &without);
-                values.copy_from_slice(&rounded);
-            });
-        }
-        Map::from_iter([("loss".to_string(), json!(losses)), ("unclipped-loss".to_string(), json!(plain))])
-    }
-
-    fn round_gptq(
-        &self,
-        site: Site,
-        group: &mut Group,
-        moment: &SecondMoment,
-        cross: Option<&Vec<f64>>,
-    ) -> Map<String, Value> {
-        let step = self.step;
-        let asked = step.damping.unwrap_or(DAMPING);
-        let drift = cross.zip(step.asymmetric_calibration).map(|(cross, alpha)| Drift { cross, alpha });
-        let layout = self.layouts.get(&site).map(Arc::as_ref);
-        let prepared = Prepared::new(moment, asked, step.act_order.unwrap_or_default(), drift, layout);
-        let (mut loss, mut nearest_loss, mut nearest) = (0.0, 0.0, Vec::new());
-        for (place, linear) in group.linears.iter_mut().enumerate() {
-            let name = linear.name.clone();
-            let settings = Settings { fit: self.fit_of(site, place), ..self.settings };
-            change(linear, |values| {
-                let rounded = gptq::round(values, &prepared, &settings, layout);
-                loss += rounded.loss;
-                nearest_loss += rounded.nearest_loss;
-                if rounded.is_nearest {
-                    nearest.push(name);
-                }
-                values.copy_from_slice(&rounded.weight);
-            });
-        }
-        let mut note = Map::new();
-        note.insert("loss".into(), json!(loss));
-        note.insert("nearest-loss".into(), json!(nearest_loss));
-        if prepared.damping != asked {
-            note.insert("damping".into(), json!(prepared.damping));
-        }
-        if let Some(floor) = prepared.floor {
-            note.insert("diagonal-floor".into(), json!(floor));
-        }
-        if !prepared.dead.is_empty() {
-            note.insert("dead-channels".into(), prepared.dead.len().into());
-        }
-        if !nearest.is_empty() {
-            note.insert("rounded-to-nearest".into(), json!(nearest));
-        }
-        note
-    }
-
-    /// AWQ's search leaves q and k alone: their errors go through a softmax, which the loss does not know.
-    fn fit_of(&self, site: Site, place: usize) -> Fit {
-        let fit = self.settings.fit;
-        let skipped = fit.clip == Clip::Output && site.port == Port::AttnIn && place < 2;
-        if skipped { Fit { clip: Clip::Factor(1.0), ..fit } } else { fit }
     }
 }
 
