@@ -36,6 +36,9 @@ impl<'a> Passes<'a> {
     pub(super) fn new(step: &'a Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
         for (site, group) in model.decoder.groups() {
             if step.rounds(site.port, model.tap.kept.get(&site).copied()) {
+                if site.expert.is_some() {
+                    return Err(StepError::Experts { site });
+                }
                 let layout = model.tap.layouts.get(&site).map(Arc::as_ref);
                 group.linears.iter().try_for_each(|linear| step.check_width(linear, layout))?;
             }
@@ -75,8 +78,9 @@ impl<'a> Passes<'a> {
             if !model.calibrator.progress(layer, layers) {
                 return Err(StepError::Interrupted);
             }
-            let wanted: Vec<Port> = [Port::AttnIn, Port::OIn, Port::MlpIn, Port::DownIn]
-                .into_iter()
+            let groups = model.decoder.groups().into_iter().map(|(site, _)| site);
+            let of_layer = groups.filter(|site| site.layer == Some(layer)).map(|site| site.port);
+            let wanted: Vec<Port> = of_layer
                 .filter(|&port| {
                     self.step.rounds(port, model.tap.kept.get(&Site::block(layer, port)).copied())
                 })
@@ -132,15 +136,10 @@ impl<'a> Passes<'a> {
     }
 
     fn solve_port(&mut self, decoder: &mut Decoder, layer: usize, port: Port, seen: &Seen) {
-        let block = &mut decoder.blocks[layer];
-        let group = match port {
-            Port::AttnIn => &mut block.qkv,
-            Port::OIn => &mut block.o,
-            Port::MlpIn => &mut block.gate_up,
-            Port::DownIn => &mut block.down,
-            other => unreachable!("no linears of a block read {}", other.as_str()),
-        };
-        self.solve(Site::block(layer, port), group, seen);
+        let site = Site::block(layer, port);
+        let groups = decoder.groups_mut().into_iter();
+        let Some((_, group)) = groups.into_iter().find(|(at, _)| *at == site) else { return };
+        self.solve(site, group, seen);
     }
 
     /// Rounds the linears of a group by what they read, and notes what happened.
