@@ -97,15 +97,17 @@ fn recorded_losses_are_what_the_block_computes() {
             x = decoder.through_block(before, x, &mut Off);
         }
         if port == Port::AttnIn {
-            let down = &mut decoder.blocks[layer].down.linears[0].weight;
+            let at = Site::block(layer, Port::DownIn);
+            let groups = decoder.groups_mut().into_iter();
+            let down = &mut groups.into_iter().find(|(site, _)| *site == at).unwrap().1.linears[0].weight;
             *down = down.clone() * 0.0;
         }
         let truth = values(&decoder.through_block(layer, x.clone(), &mut Off));
         for (exponent, key) in [(found["exponent"].as_f64().unwrap(), "loss"), (0.0, "unscaled-loss")] {
             let scales: Vec<f32> = scales(&means, exponent).into_iter().map(|s| s as f32).collect();
             let mut rounded = decoder.clone();
-            let block = &mut rounded.blocks[layer];
-            let group = if port == Port::AttnIn { &mut block.qkv } else { &mut block.gate_up };
+            let at = Site::block(layer, port);
+            let group = rounded.groups_mut().into_iter().find(|(site, _)| *site == at).unwrap().1;
             for linear in &mut group.linears {
                 let shape = linear.weight.dims();
                 let times = |factor: &dyn Fn(f32, f32) -> f32, w: Vec<f32>| -> Vec<f32> {

@@ -493,7 +493,9 @@ fn channels_kept_apart_are_on_their_own_grid_and_help_where_they_spike() {
     // Every kept column lies on an 8-bit grid with one scale per row, the others on a coarse one.
     let kept: Vec<usize> =
         noted["channels"].as_array().unwrap().iter().map(|c| c.as_u64().unwrap() as usize).collect();
-    let weight = values(&atom.decoder.blocks[0].down.linears[0].weight);
+    let down =
+        atom.decoder.groups().into_iter().find(|(at, _)| *at == Site::block(0, Port::DownIn)).unwrap().1;
+    let weight = values(&down.linears[0].weight);
     let channels = original.architecture.mlp.intermediate;
     for row in weight.chunks(channels) {
         let largest = kept.iter().map(|&c| row[c].abs()).fold(0f32, f32::max);

@@ -68,7 +68,8 @@ mod tests {
         let documents = [0..3, 5..16, 18..23];
         assert_eq!(&text[Half::First.range(text, &documents)], "one\n\ntwo two two");
         assert_eq!(&text[Half::Second.range(text, &documents)], "three");
-        let whole = std::slice::from_ref(&(0..23));
+        let documents = 0..23;
+        let whole = std::slice::from_ref(&documents);
         assert_eq!(&text[Half::First.range(text, whole)], "one\n\ntwo two two\n");
         assert_eq!(&text[Half::Second.range(text, whole)], "\nthree");
         assert_eq!(&"ééé"[Half::Second.range("ééé", &[0..6])], "é");
@@ -77,7 +78,8 @@ mod tests {
     proptest! {
         #[test]
         fn halves_share_nothing_and_leave_nothing_out(text in "[a-cé\n]{2,60}") {
-            let whole = std::slice::from_ref(&(0..text.len()));
+            let documents = 0..text.len();
+            let whole = std::slice::from_ref(&documents);
             let (first, second) = (Half::First.range(&text, whole), Half::Second.range(&text, whole));
             prop_assert_eq!(format!("{}{}", &text[first], &text[second]), text);
         }

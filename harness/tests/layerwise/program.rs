@@ -47,7 +47,7 @@ struct Keep(BTreeMap<Site, Vec<f32>>);
 
 impl Tap for Keep {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        self.0.insert(site, x.clone().into_data().to_vec().unwrap());
+        self.0.insert(site, x.to_data().try_to_vec().unwrap());
         group.forward(x)
     }
 }
@@ -100,7 +100,7 @@ fn every_group_is_measured_with_its_own_weights_and_activation() {
         .into_iter()
         .filter(|(site, _)| site.layer.is_some())
         .map(|(site, group)| {
-            let weight = |linear: &models::Linear| linear.weight.clone().into_data().to_vec().unwrap();
+            let weight = |linear: &models::Linear| linear.weight.to_data().try_to_vec().unwrap();
             (site, group.linears.iter().map(weight).collect())
         })
         .collect();

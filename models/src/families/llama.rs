@@ -58,7 +58,7 @@ pub(super) fn swiglu(config: &Config, defaults: Defaults, bias: Bias) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::RopeScaling;
+    use crate::architecture::{Positions, RopeScaling};
     use serde_json::json;
 
     fn llama2() -> serde_json::Value {
@@ -85,9 +85,10 @@ mod tests {
         newer["rope_parameters"] = scaling;
         newer["rope_parameters"]["rope_theta"] = json!(500000.0);
         let (older, newer) = (read(&Config(older)).unwrap(), read(&Config(newer)).unwrap());
-        assert_eq!(older.rope, newer.rope);
-        assert_eq!(older.rope.theta, 500000.0);
-        assert!(matches!(older.rope.scaling, RopeScaling::Llama3 { original_context: 8192, .. }));
+        assert_eq!(older.positions, newer.positions);
+        let Positions::Rotary(rope) = older.positions else { panic!("Llama's positions are rotary") };
+        assert_eq!(rope.theta, 500000.0);
+        assert!(matches!(rope.scaling, RopeScaling::Llama3 { original_context: 8192, .. }));
     }
 
     #[test]
