@@ -82,11 +82,11 @@ fn bad_arguments_exit_with_2() {
         (&["plan", "small.toml", "--limit", "0"], "invalid value '0' for '--limit <N>'"),
         (
             &["explain", "wieghts"],
-            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, qfem, ",
+            "error: nothing is called `wieghts` (did you mean `weights`?); there are: activations, channels, qfem, ",
         ),
         (
             &["explain", "keep"],
-            "error: the step `keep` has several methods, each with a page of its own: qfem, ranked",
+            "error: the step `keep` has several methods, each with a page of its own: channels, qfem, ranked",
         ),
         (&["swep", "small.toml"], "a similar subcommand exists: 'sweep'"),
     ] {

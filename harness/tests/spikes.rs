@@ -243,7 +243,7 @@ fn steps_that_cannot_be_are_refused_where_they_stand() {
         (keep(r#", method = "qfem", alpha = "automatic""#), ["recipe.bad", "a number, inf or \"auto\""]),
         (keep(r#", method = "qfem", alpha = 2, top = 3"#), ["`alpha`", "give one"]),
         (keep(r#", method = "qfem""#), ["`alpha` or `top`", "recipe.bad"]),
-        (keep(", top = 3"), ["the key `method` is missing", "methods of `keep`: qfem, ranked"]),
+        (keep(", top = 3"), ["the key `method` is missing", "methods of `keep`: channels, qfem, ranked"]),
         (
             keep(r#", method = "qfme", top = 3"#),
             ["no method `qfme` (did you mean `qfem`?)", "methods of `keep`: "],

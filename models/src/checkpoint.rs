@@ -307,7 +307,7 @@ impl Checkpoint {
         };
         let stored = [(Dtype::F32, 24, 4), (Dtype::F16, 11, 2), (Dtype::BF16, 8, 2)];
         let most = stored.iter().max_by_key(|(dtype, _, bytes)| bytes_of(*dtype) / bytes);
-        most.map_or(24, |(_, bits, _)| *bits)
+        most.map_or(24, |(_, digits, _)| *digits)
     }
 
     /// Puts the decoder on a device, in f32.

@@ -66,8 +66,9 @@ mod tests {
     fn a_text_is_cut_between_documents_or_lines() {
         let text = "one\n\ntwo two two\n\nthree";
         let documents = [0..3, 5..16, 18..23];
-        assert_eq!(&text[Half::First.range(text, &documents)], "one\n\ntwo two two");
-        assert_eq!(&text[Half::Second.range(text, &documents)], "three");
+        // Borders at 5 and 18 of 23 bytes: 5 is nearer to the middle.
+        assert_eq!(&text[Half::First.range(text, &documents)], "one");
+        assert_eq!(&text[Half::Second.range(text, &documents)], "two two two\n\nthree");
         let documents = 0..23;
         let whole = std::slice::from_ref(&documents);
         assert_eq!(&text[Half::First.range(text, whole)], "one\n\ntwo two two\n");

@@ -29,7 +29,7 @@ x.toml:10:33: unknown key `granulrity` (did you mean `granularity`?)
 10 |   { step = \"weights\", bits = 8, granulrity = \"channel\" },
    |                                 ^^^^^^^^^^
    = in recipe.w8, step 1
-   = keys here: bits, granularity, symmetric, convention, solver, clip, sites, embeddings";
+   = keys here: bits, granularity, ragged, symmetric, convention, solver, clip, sites, embeddings, damping, act-order, groups, hessian-inputs, sequential, asymmetric-calibration";
     assert_eq!(message, expected);
 }
 
@@ -104,7 +104,7 @@ fn wrong_types_say_what_was_expected() {
         ("bits = 8", "bits = \"8\"", "`bits`: expected a whole number from 0 to 255, not the string \"8\""),
         ("bits = 8", "bits = 8.5", "`bits`: expected a whole number from 0 to 255, not the number 8.5"),
         ("bits = 8", "bits = 300", "`bits`: expected a whole number from 0 to 255, not the number 300"),
-        ("bits = 8", "bits = 8, clip = true", "`clip`: expected a number, not true"),
+        ("bits = 8", "bits = 8, clip = true", "`clip`: expected a number, \"mse\" or \"output\", not true"),
         ("bits = 8", "bits = 8, symmetric = 1", "`symmetric`: expected true or false, not the number 1"),
         (
             "recipes = [\"w8\", \"w4\"]",
@@ -166,7 +166,7 @@ fn values_that_cannot_be_are_refused() {
         (
             "bits = 8",
             "bits = 8, convention = \"awq\"",
-            "`convention` awq is asymmetric, but this step says symmetric = true; symmetric conventions are absmax, absmax-full, smoothquant, atom, full-range",
+            "`convention` awq is asymmetric, but this step says symmetric = true; symmetric conventions are absmax, absmax-full, smoothquant, atom, full-range, fp8-e4m3, mxfp4, nvfp4",
         ),
         (
             "bits = 8",

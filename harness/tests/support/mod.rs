@@ -108,7 +108,8 @@ impl Place {
     pub fn results(&self, store: &str) -> BTreeMap<String, Value> {
         let result = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap()["result"].take();
         let records = self.files(&format!("{store}/cells"));
-        records.iter().map(|(name, bytes)| (name.clone(), result(bytes))).collect()
+        let records = records.iter().filter(|(name, _)| name.ends_with(".json"));
+        records.map(|(name, bytes)| (name.clone(), result(bytes))).collect()
     }
 
     /// Measurements in a store.

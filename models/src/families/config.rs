@@ -58,8 +58,8 @@ impl Config {
     /// The family that reads this config.
     pub fn family(&self) -> Result<&'static Family, ConfigError> {
         let found = self.0["architectures"][0].as_str().ok_or(ConfigError::NoArchitecture)?;
-        if let Some(quantized) = self.get("quantization_config") {
-            return Err(unsupported("quantization_config", quantized, "weights in f32, f16 or bf16"));
+        if let Some(found) = self.get("quantization_config") {
+            return Err(unsupported("quantization_config", found, "weights in f32, f16 or bf16"));
         }
         FAMILIES.iter().find(|family| family.architectures.contains(&found)).ok_or_else(|| {
             let supported: Vec<_> = FAMILIES.iter().flat_map(|f| f.architectures.iter().copied()).collect();
