@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use harness::experiment::{self, Experiment, ModelSource};
+use harness::experiment::{self, Experiment, ModelSource, Warning};
 use harness::plan::{Globs, Plan, Selection, SelectionError};
 
 mod refused;
