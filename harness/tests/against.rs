@@ -102,7 +102,8 @@ fn batches_change_nothing() {
     let (mut decoder, mut changed, windows) = (decoder(), changed(), windows());
     let mut original = keep(&mut decoder, &windows, u64::MAX);
     let together = compare(&mut changed, &mut Off, &windows, &mut original);
-    let mut model = DecoderModel::new(&mut changed, &mut Off, Some(BOS));
+    let mut off = Off;
+    let mut model = DecoderModel::new(&mut changed, &mut off, Some(BOS));
     let perplexity = perplexity::measure_windows(&mut model, Protocol::Gptq, &windows, &mut |_, _| true);
     assert_eq!(
         perplexity.unwrap(),
