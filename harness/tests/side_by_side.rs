@@ -173,10 +173,10 @@ fn bad_items_stop_the_sweep_and_long_ones_are_counted() {
     // Cut on the left, and counted in every measurement.
     place.write("piqa.jsonl", &good);
     let text = std::fs::read_to_string(place.path("experiment.toml")).unwrap();
-    place.write("experiment.toml", text.replace("form = \"uniform\"", "form = \"uniform\"\nlength = 8"));
+    place.write("experiment.toml", text.replace("form = \"uniform\"", "form = \"uniform\"\nlength = 12"));
     place.sweep(&["-t", "piqa", "-r", "w8"]).exits_with(0);
     for result in measurements(&place) {
         assert_eq!(result["detail"]["truncated-requests"], 24, "{result}");
-        assert!(result["metric"].as_str().unwrap().contains("/length=8/"), "{result}");
+        assert!(result["metric"].as_str().unwrap().contains("/length=12/"), "{result}");
     }
 }
