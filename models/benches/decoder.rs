@@ -6,9 +6,7 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use models::architecture::{
-    Architecture, Attention, AttentionBias, Bias, Head, Mlp, Norm, Rope, RopeScaling,
-};
+use models::families::Config;
 use models::{Decoder, Linear, Off, token_tensor};
 
 /// SmolLM2-135M with one block and a small vocabulary.
@@ -17,7 +15,7 @@ fn one_block() -> Decoder {
         "intermediate_size": 1536, "num_hidden_layers": 1, "num_attention_heads": 9, "num_key_value_heads": 3,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "hidden_act": "silu",
         "tie_word_embeddings": true}"#;
-    let config = Config::new(config.parse().expect("it is JSON"));
+    let config = Config(config.parse().expect("it is JSON"));
     let family = config.family().expect("Llama is a family");
     let architecture = (family.read)(&config).expect("a Llama");
     let device = Device::flex();

@@ -107,6 +107,7 @@ pub struct QkNorms {
 
 /// A norm over the channels of each head.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "two exist in a block")]
 pub enum HeadNorm {
     /// All heads share one weight, `[head_dim]`.
     Shared(Normalisation),
@@ -148,8 +149,7 @@ pub fn forward(
     shape: &Attention,
     norms: Option<&QkNorms>,
     ropes: Option<&Ropes>,
-    past: Option<&KeyValues>,
-    packed: Option<&Packed>,
+    (past, packed): (Option<&KeyValues>, Option<&Packed>),
     tap: &mut dyn Tap,
 ) -> (Tensor<3>, KeyValues) {
     let tokens = q.dims()[1];

@@ -208,7 +208,7 @@ impl Decoder {
         let (shape, norms) = (&self.architecture.attention, self.blocks[layer].qk_norms.as_ref());
         let tap = &mut Off;
         let tap = &mut self.online.before(tap);
-        attention::forward(layer, [q, k, v], shape, norms, self.ropes.as_ref(), past, None, tap).0
+        attention::forward(layer, [q, k, v], shape, norms, self.ropes.as_ref(), (past, None), tap).0
     }
 
     /// What the outputs of a site's group become before the next group reads them, as the forward pass computes it
@@ -272,7 +272,7 @@ impl Decoder {
         tap.begin(behind);
         let tap = &mut self.online.before(tap);
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache.blocks()[layer]);
-        self.blocks[layer].forward(layer, x, &self.architecture, self.ropes.as_ref(), past, None, tap).0
+        self.blocks[layer].forward(layer, x, &self.architecture, self.ropes.as_ref(), (past, None), tap).0
     }
 
     /// The stream before the first block, of tokens, or packed ones, behind `behind` others.
@@ -318,7 +318,7 @@ impl Decoder {
         for (layer, block) in self.blocks.iter().enumerate() {
             let past = past.map(|past| &past.blocks()[layer]);
             let read;
-            (x, read) = block.forward(layer, x, &self.architecture, self.ropes.as_ref(), past, packed, tap);
+            (x, read) = block.forward(layer, x, &self.architecture, self.ropes.as_ref(), (past, packed), tap);
             tap.residual(layer, &x);
             if let Some(kept) = &mut kept {
                 kept.push(read);
@@ -391,8 +391,7 @@ impl Block {
         x: Tensor<3>,
         architecture: &Architecture,
         ropes: Option<&Ropes>,
-        past: Option<&KeyValues>,
-        packed: Option<&Packed>,
+        (past, packed): (Option<&KeyValues>, Option<&Packed>),
         tap: &mut dyn Tap,
     ) -> (Tensor<3>, KeyValues) {
         let (shape, norms) = (&architecture.attention, self.qk_norms.as_ref());
@@ -400,7 +399,7 @@ impl Block {
             tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
         let beside = outputs.split_off(self.qkv.linears.len().min(3));
         let (attended, read) =
-            attention::forward(layer, three(outputs), shape, norms, ropes, past, packed, tap);
+            attention::forward(layer, three(outputs), shape, norms, ropes, (past, packed), tap);
         let mut o = one(tap.linears(Site::block(layer, Port::OIn), attended, &self.o));
         if let Some([norm, _]) = &self.post_norms {
             o = norm.forward(o);

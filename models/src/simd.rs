@@ -193,7 +193,7 @@ per_processor! {
 
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    const TWO_ROOT: f32 = 1.595_769_1;
+    const TWO_ROOT: f32 = 1.595_769;
     x / (1.0 + exp(-TWO_ROOT * (x + 0.044_715 * x * x * x)))
 }
 

@@ -379,7 +379,7 @@ pub(super) fn known_corpus(
     if let CorpusRef::Task { task, .. } = &corpus.0
         && tasks::find(task).is_none()
     {
-        let near = names::hint(task, task_names().into_iter());
+        let near = names::hint(task, task_names());
         let fault = block.fault(block.place_of("corpus"), format!("unknown task `{task}`{near}"));
         return Err(fault.note(format!("tasks: {}", task_names().join(", "))));
     }

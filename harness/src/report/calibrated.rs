@@ -100,7 +100,7 @@ impl<'a> Study<'a> {
         let normalised = sets.iter().filter_map(|set| self.normalised(set, set.mean()));
         let (low, high) =
             normalised.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (v.min(l), v.max(h)));
-        (sets.len() > 1 && low <= high).then(|| high - low)
+        (sets.len() > 1 && low <= high).then_some(high - low)
     }
 }
 

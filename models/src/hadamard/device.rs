@@ -19,6 +19,7 @@ pub struct OnDevice {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a handful exist in a decoder")]
 enum Factor {
     Matrix(Tensor<2>),
     Identity(usize),
@@ -47,7 +48,11 @@ impl OnDevice {
                     let order = rest.min(LARGEST_SYLVESTER);
                     let scale = 1.0 / (order as f64).sqrt();
                     let entry = |at: usize| {
-                        if (at / order & at % order).count_ones() % 2 == 0 { scale } else { -scale }
+                        if ((at / order) & (at % order)).count_ones().is_multiple_of(2) {
+                            scale
+                        } else {
+                            -scale
+                        }
                     };
                     factors.push(square((0..order * order).map(entry).collect(), order));
                     rest /= order;

@@ -311,7 +311,8 @@ impl Hadamard {
                         return 0.0;
                     }
                     let (i, j) = (i % block, j % block);
-                    let sylvester = if (i % s & j % s).count_ones() % 2 == 0 { scale } else { -scale };
+                    let sylvester =
+                        if ((i % s) & (j % s)).count_ones().is_multiple_of(2) { scale } else { -scale };
                     f64::from(factor[i / s * m + j / s]) * sylvester
                 };
                 (0..n * n).map(|at| entry(at / n, at % n)).collect()
