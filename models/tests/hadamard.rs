@@ -73,7 +73,7 @@ fn entry(hadamard: &Hadamard, i: usize, j: usize) -> f64 {
     let factor = hadamard.factor();
     let m = factor.len().isqrt();
     let s = hadamard.order() / m;
-    let sylvester = if (i % s & j % s).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let sylvester = if ((i % s) & (j % s)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     f64::from(factor[i / s * m + j / s]) * sylvester
 }
 
