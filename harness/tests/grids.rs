@@ -270,6 +270,7 @@ fn sixteen_bits_are_the_identity() {
             group: &mut group,
             activation: &mut activation,
             kept: None,
+            rounded: false,
         };
         step.method().apply(&mut flight).unwrap();
         for linear in &group.linears {

@@ -194,6 +194,28 @@ impl Decoder {
         attention::forward(layer, [q, k, v], &self.architecture.attention, &self.rope, past, &mut Off).0
     }
 
+    /// The residual stream before the first block.
+    ///
+    /// # Shapes
+    /// `[sequences, tokens]` to `[sequences, tokens, hidden]`.
+    pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let [sequences, length] = tokens.dims();
+        let flat = tokens.reshape([sequences * length]);
+        self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden])
+    }
+
+    /// What block `layer` makes of the residual stream, behind [`Decoder::prefix`], as the forward pass computes it: for
+    /// methods that go through a model one block after another.
+    ///
+    /// # Shapes
+    /// `[sequences, tokens, hidden]` in and out.
+    pub fn through_block(&mut self, layer: usize, x: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
+        let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
+        self.rope.reach(past.map_or(0, Cache::tokens) + x.dims()[1]);
+        let past = past.map(|past| &past.blocks()[layer]);
+        self.blocks[layer].forward(layer, x, &self.architecture, &self.rope, past, tap).0
+    }
+
     /// The pass itself; `kept` gets every block's keys and values of past and tokens.
     fn run(
         &self,
@@ -202,14 +224,11 @@ impl Decoder {
         tap: &mut dyn Tap,
         mut kept: Option<&mut Vec<KeyValues>>,
     ) -> Tensor<3> {
-        let [sequences, length] = tokens.dims();
         if let Some(past) = past {
             let (held, blocks) = (past.blocks().len(), self.blocks.len());
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
-        let flat = tokens.reshape([sequences * length]);
-        let mut x =
-            self.embedding.clone().select(0, flat).reshape([sequences, length, self.architecture.hidden]);
+        let mut x = self.embed(tokens);
         for (layer, block) in self.blocks.iter().enumerate() {
             let past = past.map(|past| &past.blocks()[layer]);
             let read;

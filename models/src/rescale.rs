@@ -101,6 +101,17 @@ impl Decoder {
         }
     }
 
+    /// The linear whose rows [`Decoder::rescale`] divides: the site that its group reads, and its place in the group. `None`
+    /// where a norm is divided, or nothing can be rescaled.
+    pub fn producer(&self, site: Site) -> Option<(Site, usize)> {
+        let producer = match site.port {
+            Port::OIn => (Port::AttnIn, 2),
+            Port::DownIn => (Port::MlpIn, 1),
+            _ => return None,
+        };
+        Some((Site { port: producer.0, ..site }, producer.1))
+    }
+
     /// Divides channel c of the site's activation by `scales[c]`, in the weights of what produces it, and multiplies
     /// column c of the linears that read it by the same: logits stay as they are up to rounding, and exactly where
     /// every scale is a power of two. Weights change in f64 and are rounded once.

@@ -1,11 +1,12 @@
 //! The tap that rounds activations to a grid before the linears read them, in floating point.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::tensor::Tensor;
 use models::{Group, Site, Tap};
 
 use crate::quantize::grid::{Granularity, Grid, Scale};
+use crate::quantize::low_rank::LowRank;
 use crate::quantize::rounding;
 
 /// How the activation of one site is rounded.
@@ -46,6 +47,10 @@ pub struct FakeQuant {
     pub rules: HashMap<Site, ActivationRule>,
     /// What `keep` steps have exempted.
     pub kept: HashMap<Site, Kept>,
+    /// Branches beside the linears of a site, in their order, which read the activation before it is rounded.
+    pub low_rank: HashMap<Site, Vec<LowRank>>,
+    /// Sites whose linears a step of the stage `tune` has rounded; `weights` leaves them as they are.
+    pub rounded: HashSet<Site>,
 }
 
 impl FakeQuant {
@@ -56,13 +61,22 @@ impl FakeQuant {
         };
         self.rules.values().any(whole)
     }
+
+    /// What the linears of a site read: the activation after everything that happens to it on the way.
+    pub fn read(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
+        match self.rules.get(&site) {
+            Some(rule) => rounding::round_activation(x, rule),
+            None => x,
+        }
+    }
 }
 
 impl Tap for FakeQuant {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        match self.rules.get(&site) {
-            Some(rule) => group.forward(rounding::round_activation(x, rule)),
-            None => group.forward(x),
-        }
+        let Some(branches) = self.low_rank.get(&site) else {
+            return group.forward(self.read(site, x));
+        };
+        let outputs = group.forward(self.read(site, x.clone()));
+        outputs.into_iter().zip(branches).map(|(y, branch)| y + branch.forward(x.clone())).collect()
     }
 }

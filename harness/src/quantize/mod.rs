@@ -8,6 +8,8 @@
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`admissible`] | what a step may say: the checks that steps share |
+//! | [`low_rank`] | small products beside rounded linears |
+//! | [`tuning`] | training the rounding of one block after another |
 //! | [`steps`] | one file per step of a recipe |
 
 use std::rc::Rc;
@@ -24,8 +26,10 @@ pub mod direct;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
+pub mod low_rank;
 pub mod rounding;
 pub mod steps;
+pub mod tuning;
 
 /// A group of linears as the steps of a recipe pass over it.
 pub struct GroupInFlight<'a> {
@@ -37,6 +41,8 @@ pub struct GroupInFlight<'a> {
     pub activation: &'a mut Option<ActivationRule>,
     /// What an earlier `keep` step has exempted.
     pub kept: Option<Kept>,
+    /// Whether a step of the stage `tune` has rounded the weights.
+    pub rounded: bool,
 }
 
 /// A model as the steps of a recipe pass over it, and what a step may ask of its surroundings.
@@ -53,6 +59,8 @@ pub struct ModelInFlight<'a> {
     pub calibrator: &'a mut dyn Calibrator,
     /// The transforms that made the decoder what it is.
     pub state: &'a [Step],
+    /// The steps before it in the recipe, carried out or not: see [`apply`].
+    pub earlier: &'a [Step],
     /// The steps that follow.
     pub after: &'a [Step],
 }
@@ -199,7 +207,8 @@ pub fn each_group(
     for (site, group) in model.decoder.groups_mut() {
         let mut activation = model.tap.rules.remove(&site);
         let kept = model.tap.kept.get(&site).copied();
-        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept });
+        let rounded = model.tap.rounded.contains(&site);
+        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept, rounded });
         if let Some(rule) = activation {
             model.tap.rules.insert(site, rule);
         }
@@ -283,6 +292,9 @@ pub enum StepError {
         /// Tokens of the context.
         context: usize,
     },
+    /// Steps before it that the step cannot build on.
+    #[error("{0}")]
+    Host(String),
     /// Too little of something that the step needs.
     #[error("{0}")]
     TooLittle(String),
@@ -310,8 +322,9 @@ impl StepError {
 /// Applies a recipe to a decoder in place.
 ///
 /// Returns the tap that executes it, and what each step reports, keyed `<place>.<step>`. Grids are fitted before any
-/// weight is rounded: statistics are those of the floating-point model. Every function-preserving step passes the
-/// [equivalence gate](equivalence).
+/// weight is rounded: statistics are those of the floating-point model. Of the steps that round weights, training comes
+/// first: it learns how the blocks' weights are rounded, and leaves `weights` the rest. Every function-preserving step
+/// passes the [equivalence gate](equivalence).
 ///
 /// # Errors
 /// The first step that cannot be carried out, with its key.
@@ -338,7 +351,10 @@ pub fn apply_after(
 ) -> Result<Map<String, Value>, (String, StepError)> {
     let mut reports = vec![Map::new(); steps.len()];
     let mut order: Vec<usize> = (0..steps.len()).collect();
-    order.sort_by_key(|&index| steps[index].method().rounds_weights());
+    order.sort_by_key(|&index| {
+        let method = steps[index].method();
+        (method.rounds_weights(), method.stage() != Stage::Tune)
+    });
     let key = |index: usize| format!("{}.{}", before.len() + index, steps[index].name());
 
     let mut original = None;
@@ -367,6 +383,7 @@ pub fn apply_after(
             present,
             calibrator,
             state: &state,
+            earlier: &steps[..index],
             after: &steps[index + 1..],
         };
         reports[index] = method.act(&mut model).map_err(failed)?;

@@ -9,3 +9,4 @@ mod recipes;
 mod registry;
 mod rounding;
 mod smoothing;
+mod tuning;

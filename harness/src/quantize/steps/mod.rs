@@ -9,6 +9,7 @@ pub mod activations;
 pub mod keep;
 pub mod prefix;
 pub mod smooth;
+pub mod tune;
 pub mod weights;
 
 /// The method of a registry line, or none.
@@ -128,7 +129,7 @@ pub enum Stage {
     Keep,
     /// Grids: weights, activations, cache. Their order among themselves means nothing.
     Quantize,
-    /// Training after rounding.
+    /// Training of what the grids round.
     Tune,
 }
 
@@ -195,5 +196,6 @@ registry! {
     PrefixTokens: "prefix" "tokens" => prefix::given::Tokens, "prefix/given.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
+    TuneBisupStyle: "tune" "bisup-style" => tune::bisup_style::BisupStyle, "tune/bisup_style.rs";
     Weights: "weights" => weights::Weights, "weights.rs";
 }

@@ -70,7 +70,7 @@ impl Weights {
     }
 
     /// The grid, or `None` at 16 bits.
-    fn grid(&self) -> Option<Grid> {
+    pub fn grid(&self) -> Option<Grid> {
         admissible::grid(self.bits, self.symmetric, self.convention)
     }
 }
@@ -115,7 +115,7 @@ impl Method for Weights {
         if !acts_at(self.sites.as_deref(), flight.site.port) {
             return Ok(false);
         }
-        if flight.kept == Some(Kept::ActivationAndWeights) {
+        if flight.rounded || flight.kept == Some(Kept::ActivationAndWeights) {
             return Ok(false);
         }
         for linear in &mut flight.group.linears {
