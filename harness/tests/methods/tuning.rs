@@ -12,8 +12,9 @@ use harness::quantize::steps::Step;
 use harness::quantize::tuning::block::PlainBlock;
 use harness::quantize::tuning::clipping::{Clips, Host};
 use harness::quantize::tuning::learned::{Factors, Learned};
+use harness::quantize::tuning::objective::Loss;
 use harness::quantize::tuning::smoothing::SmoothingOptions;
-use harness::quantize::tuning::train::{Rates, Trainer, gradients};
+use harness::quantize::tuning::train::{Objective, Rates, Trainer, gradients};
 use harness::quantize::tuning::{LowRankOptions, LowRankStart, Options};
 use harness::quantize::{Calibrator, StepError, apply};
 use models::{Decoder, Off, Site, token_tensor};
@@ -25,6 +26,8 @@ use crate::recipes::{
 
 const HOST: &str = r#"{ step = "weights", bits = 4, granularity = "group(8)" },
     { step = "activations", bits = 4, granularity = "group(8)" }"#;
+
+const MSE: Objective = Objective { loss: Loss::Mse, unit: 1.0 };
 
 /// A host's recipe with the step behind it.
 fn tuned(host: &str, keys: &str) -> String {
@@ -51,6 +54,7 @@ fn everything() -> Options {
         clipping: true,
         smoothing: Some(SmoothingOptions { alpha: 0.5, bound: 2.0 }),
         low_rank: Some(LowRankOptions { rank: 4, start: LowRankStart::Zero }),
+        loss: Loss::Mse,
         epochs: 0,
         rates: Rates::default(),
         seed: 0,
@@ -180,7 +184,7 @@ fn what_is_trained_is_what_ships() {
                 let expected = mse(&values(&y), &values(&target));
                 let before = decoder.clone();
                 let (found, _) =
-                    gradients(&block, &learned, &mut decoder, &mut tap.clone(), [x, target], 1.0);
+                    gradients(&block, &learned, &mut decoder, &mut tap.clone(), [x, target], MSE);
                 assert!(
                     (found / expected - 1.0).abs() < tolerance,
                     "{name} {prefix:?} {bits:?}: {found} {expected}"
@@ -202,7 +206,7 @@ fn loss(
     tap: &FakeQuant,
 ) -> f64 {
     let data = data.map(Clone::clone);
-    gradients(block, learned, &mut decoder.clone(), &mut tap.clone(), data, 1.0).0
+    gradients(block, learned, &mut decoder.clone(), &mut tap.clone(), data, MSE).0
 }
 
 /// Without rounding the loss is smooth: scales reach it through branches alone, since all else is as it was.
@@ -219,7 +223,7 @@ fn gradients_of_scales_are_finite_differences_where_nothing_is_rounded() {
         let x = stream(&mut decoder.clone(), 1, 1);
         let target = random_like(&x);
         let data = [x.clone(), target.clone()];
-        let (_, found) = gradients(&block, &learned, &mut decoder.clone(), &mut tap.clone(), data, 1.0);
+        let (_, found) = gradients(&block, &learned, &mut decoder.clone(), &mut tap.clone(), data, MSE);
         for (s, site) in found.iter().enumerate() {
             let gradient = site.smoothing.as_ref().unwrap();
             let largest = gradient.iter().fold(0f32, |m, g| m.max(g.abs()));
@@ -256,7 +260,7 @@ fn gradients_of_a_branch_are_finite_differences() {
     let x = stream(&mut decoder.clone(), 1, 1);
     let target = random_like(&x);
     let data = [x.clone(), target.clone()];
-    let (_, found) = gradients(&block, &learned, &mut decoder.clone(), &mut tap.clone(), data, 1.0);
+    let (_, found) = gradients(&block, &learned, &mut decoder.clone(), &mut tap.clone(), data, MSE);
     let (by_a, by_b) = found[3].linears[0].factors.as_ref().unwrap();
     for (which, gradient) in [("a", by_a), ("b", by_b)] {
         let largest = gradient.iter().fold(0f32, |m, g| m.max(g.abs()));
@@ -297,7 +301,7 @@ fn gradients_of_clips_have_the_right_sign() {
     let x = stream(&mut decoder.clone(), 1, 1);
     let target = decoder.clone().through_block(1, x.clone(), &mut Off);
     let data = [x.clone(), target.clone()];
-    let (_, found) = gradients(&block, &learned, &mut decoder.clone(), &mut tap.clone(), data, 1.0);
+    let (_, found) = gradients(&block, &learned, &mut decoder.clone(), &mut tap.clone(), data, MSE);
     let gradient = &found[3].linears[0].clips.as_ref().unwrap().high;
     let mut order: Vec<usize> = (0..gradient.len()).filter(|&i| gradient[i] != 0.0).collect();
     order.sort_by(|&a, &b| gradient[b].abs().total_cmp(&gradient[a].abs()));
@@ -340,7 +344,7 @@ fn no_block_ships_worse_than_the_hosts() {
                 assert_eq!(number(&block["shipped"]), all.fold(f64::INFINITY, f64::min), "{name}: {block}");
                 trained += u32::from(block["kept"] != "host" && block["kept"] != "start");
             }
-            let mut error = |decoder: &mut Decoder, tap: &mut FakeQuant| -> f64 {
+            let error = |decoder: &mut Decoder, tap: &mut FakeQuant| -> f64 {
                 let held_out = &calibrator.samples[5..];
                 let mut pairs = held_out.iter().map(|tokens| {
                     let x = original.embed(token_tensor(&[tokens], &original.device()));
@@ -401,7 +405,7 @@ fn scales_stay_within_their_bounds_and_three_bits_give_no_nan() {
             .collect();
         let start = Learned::start(&block, &decoder, &everything(), Some(&largest));
         let rates = Rates { clipping: 0.05, smoothing: 0.5, low_rank: 0.01 };
-        let mut trainer = Trainer::new(&block, start.clone(), rates, 1.0);
+        let mut trainer = Trainer::new(&block, start.clone(), rates, MSE);
         let x = stream(&mut decoder.clone(), 1, 1);
         let target = decoder.clone().through_block(1, x.clone(), &mut Off);
         for _ in 0..40 {

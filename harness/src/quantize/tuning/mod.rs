@@ -7,6 +7,7 @@
 //! | [`residual`] | the factors nearest to what rounding takes from a weight |
 //! | [`block`] | a block as it came: weights, and how the host's steps round them |
 //! | [`learned`] | what is learned of a block, and the block that ships with it |
+//! | [`objective`] | what training makes small |
 //! | [`adam`] | the optimizer |
 //! | [`train`] | one step of training: the block under autodiff, gradients, update |
 //! | [`pass`] | the way through the model, and what held-out samples decide |
@@ -18,11 +19,13 @@ pub mod adam;
 pub mod block;
 pub mod clipping;
 pub mod learned;
+pub mod objective;
 pub mod pass;
 pub mod residual;
 pub mod smoothing;
 pub mod train;
 
+use crate::quantize::tuning::objective::Loss;
 use crate::quantize::tuning::smoothing::SmoothingOptions;
 use crate::quantize::tuning::train::Rates;
 
@@ -35,6 +38,8 @@ pub struct Options {
     pub smoothing: Option<SmoothingOptions>,
     /// Learn branches of low rank.
     pub low_rank: Option<LowRankOptions>,
+    /// What is made small.
+    pub loss: Loss,
     /// Passes over the training samples.
     pub epochs: usize,
     /// Learning rates.

@@ -14,10 +14,11 @@ use crate::quantize::tuning::Options;
 use crate::quantize::tuning::block::{PlainBlock, values};
 use crate::quantize::tuning::clipping::Host;
 use crate::quantize::tuning::learned::Learned;
-use crate::quantize::tuning::train::Trainer;
+use crate::quantize::tuning::objective::Loss;
+use crate::quantize::tuning::train::{Objective, Trainer};
 use crate::quantize::{Calibrator, StepError};
 
-/// What came of one block, for the record. Losses are mean squared errors of the block's output.
+/// What came of one block, for the record. Losses are means over samples.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Tuned {
@@ -90,7 +91,7 @@ pub fn run(
         }
         let block = PlainBlock::of(decoder, layer, hosts, tap)?;
         if block.is_rounded(tap) {
-            let data = Data { inputs: &quantized, targets: &exact, train };
+            let data = Data { inputs: &quantized, targets: &exact, train, loss: options.loss };
             let mut progress = |epoch: usize| match calibrator
                 .progress(layer * options.epochs + epoch, layers * options.epochs)
             {
@@ -114,18 +115,18 @@ struct Data<'a> {
     inputs: &'a [Tensor<3>],
     targets: &'a [Tensor<3>],
     train: usize,
+    loss: Loss,
 }
 
 impl Data<'_> {
     /// The held-out loss of a block as it ships.
     fn held_out(&self, layer: usize, (decoder, tap): &mut (Decoder, FakeQuant)) -> f64 {
-        let (mut sum, mut count) = (0.0, 0);
+        let mut sum = 0.0;
         for (x, target) in self.inputs.iter().zip(self.targets).skip(self.train) {
             let y = decoder.through_block(layer, x.clone(), tap);
-            count += y.dims().iter().product::<usize>();
-            sum += f64::from((y - target.clone()).square().sum().into_scalar::<f32>());
+            sum += f64::from(self.loss.of(y, target.clone()).into_scalar::<f32>());
         }
-        sum / count as f64
+        sum / (self.inputs.len() - self.train) as f64
     }
 }
 
@@ -163,10 +164,12 @@ fn tune_block(
         best = (start, "start".into(), learned.clone(), shipped);
     }
 
+    // A component may find nothing here: no grid to clip to, no producer to fold a scale into.
+    let epochs = if learned == Learned::host(block) { 0 } else { options.epochs };
     let unit = if host > 0.0 && host.is_finite() { host } else { 1.0 };
-    let mut trainer = Trainer::new(block, learned, options.rates, unit);
+    let mut trainer = Trainer::new(block, learned, options.rates, Objective { loss: options.loss, unit });
     let (mut training, mut held_out) = (Vec::new(), Vec::new());
-    for epoch in 1..=options.epochs {
+    for epoch in 1..=epochs {
         let mut sum = 0.0;
         for (x, target) in data.inputs.iter().zip(data.targets).take(data.train) {
             sum += trainer.step(decoder, tap, x.clone(), target.clone()) * unit;

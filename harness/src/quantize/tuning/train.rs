@@ -12,6 +12,7 @@ use crate::quantize::tuning::adam::Adam;
 use crate::quantize::tuning::block::{PlainBlock, values};
 use crate::quantize::tuning::clipping::{self, Clips};
 use crate::quantize::tuning::learned::Learned;
+use crate::quantize::tuning::objective::Loss;
 
 /// Learning rates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -154,7 +155,16 @@ pub struct SiteGradients {
     pub linears: Vec<LinearGradients>,
 }
 
-/// The loss of one sample, mean((block(x) − target)²)/`unit`, and its gradients.
+/// What a sample's loss is, and the unit it is told in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// How tokens count.
+    pub loss: Loss,
+    /// Losses are divided by it.
+    pub unit: f64,
+}
+
+/// The loss of one sample, of block(x) from `target`, and its gradients.
 ///
 /// # Shapes
 /// `x` and `target` are `[sequences, tokens, hidden]`.
@@ -164,12 +174,12 @@ pub fn gradients(
     decoder: &mut Decoder,
     tap: &mut FakeQuant,
     [x, target]: [Tensor<3>; 2],
-    unit: f64,
+    objective: Objective,
 ) -> (f64, Vec<SiteGradients>) {
     let sites = graph(block, learned, &decoder.device());
     let behind = PrefixValues::divide(block, learned, decoder);
     let y = decoder.through_block(block.layer, x, &mut Training { host: tap, sites: &sites });
-    let loss = (y - target).square().mean() / unit;
+    let loss = objective.loss.of(y, target) / objective.unit;
     let value = f64::from(loss.clone().into_scalar::<f32>());
     let mut grads = loss.backward();
 
@@ -293,19 +303,19 @@ pub struct Trainer<'a> {
     pub learned: Learned,
     /// By site: u, and by linear γ, β, A and B.
     optimizers: Vec<(Adam, Vec<[Adam; 4]>)>,
-    unit: f64,
+    objective: Objective,
 }
 
 impl<'a> Trainer<'a> {
-    /// Training from `learned` on. Losses are in units of `unit`, so that the bound on the branches' gradient means the same
-    /// in every block.
-    pub fn new(block: &'a PlainBlock, learned: Learned, rates: Rates, unit: f64) -> Self {
+    /// Training from `learned` on. The objective's unit should be the host's loss, so that the bound on the branches'
+    /// gradient means the same in every block.
+    pub fn new(block: &'a PlainBlock, learned: Learned, rates: Rates, objective: Objective) -> Self {
         let optimizers = learned.sites.iter().map(|site| {
             let linears = site.linears.iter().map(|_| Default::default()).collect();
             (Adam::default(), linears)
         });
         let optimizers = optimizers.collect();
-        Self { block, rates, learned, optimizers, unit }
+        Self { block, rates, learned, optimizers, objective }
     }
 
     /// Learns from one sample; the loss before it.
@@ -316,7 +326,8 @@ impl<'a> Trainer<'a> {
         x: Tensor<3>,
         target: Tensor<3>,
     ) -> f64 {
-        let (loss, mut found) = gradients(self.block, &self.learned, decoder, tap, [x, target], self.unit);
+        let (loss, mut found) =
+            gradients(self.block, &self.learned, decoder, tap, [x, target], self.objective);
         shorten(&mut found);
         let sites = self.learned.sites.iter_mut().zip(&found).zip(&mut self.optimizers);
         for ((site, found), (of_site, of_linears)) in sites {

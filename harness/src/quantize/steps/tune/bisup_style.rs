@@ -23,7 +23,8 @@
 //!   units of the host's. The branch reads the activation before it is rounded and stays in floating point.
 //!
 //! Block by block: the loss is the mean squared difference of the block's output, on what the quantized blocks before it
-//! give, from the floating-point block's on floating-point input. Adam (AdamW without decay), one sample a step.
+//! give, from the floating-point block's on floating-point input (with `loss = "relative"` of each token as a share of its
+//! own square, so that spikes do not outweigh the rest). Adam (AdamW without decay), one sample a step.
 //! Rounding passes gradients straight through: x + (Q(x) − x) with the second part a constant; weights that are clipped
 //! pass none, and Δ passes its own to γ, β, s; a zero point passes none, and so does the Δ of an activation. Of
 //! {host, start, every epoch} the state with the smallest held-out loss ships, measured as it ships: no block is worse
@@ -32,7 +33,7 @@
 //! # Parameters
 //! `components` of clipping, smoothing, low-rank; default all · `samples` that are trained on, default 24 · `held-out`
 //! samples behind them that decide, default 8 · `length` in tokens to which samples are cut, default 256 · `epochs` default
-//! 5 · `clipping-rate` default 0.01 · `smoothing-rate` default 0.005 · `low-rank-rate` default 0.001 · `alpha` of s₀,
+//! 5 · `loss` mse or relative, default mse · `clipping-rate` default 0.01 · `smoothing-rate` default 0.005 · `low-rank-rate` default 0.001 · `alpha` of s₀,
 //! default 0.5 · `bound` e^τ, default 2 · `rank` default 8 · `start` of the branches, zero or svd, default zero.
 //!
 //! # Reference
@@ -50,6 +51,7 @@ use crate::quantize::fake_quant::Kept;
 use crate::quantize::steps::weights::{Solver, Weights};
 use crate::quantize::steps::{Stage, Step};
 use crate::quantize::tuning::clipping::Host;
+use crate::quantize::tuning::objective::Loss;
 use crate::quantize::tuning::pass::{self, Samples};
 use crate::quantize::tuning::smoothing::SmoothingOptions;
 use crate::quantize::tuning::train::Rates;
@@ -75,6 +77,9 @@ pub struct BisupStyle {
     /// Passes over the samples. Default: 5.
     #[serde(default = "epochs")]
     pub epochs: usize,
+    /// How tokens count. Default: `mse`.
+    #[serde(default)]
+    pub loss: Loss,
     /// Of `clipping`: learning rate of γ and β. Default: 0.01.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clipping_rate: Option<f64>,
@@ -168,6 +173,7 @@ impl BisupStyle {
             clipping: self.has(Component::Clipping),
             smoothing: self.has(Component::Smoothing).then_some(smoothing),
             low_rank: self.has(Component::LowRank).then_some(low_rank),
+            loss: self.loss,
             epochs: self.epochs,
             rates: Rates {
                 clipping: self.clipping_rate.unwrap_or(CLIPPING_RATE),
