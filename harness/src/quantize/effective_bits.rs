@@ -87,11 +87,13 @@ pub struct WeightTally {
     pub input: usize,
     /// Bits of all that is stored of it.
     pub bits: f64,
+    /// Its grid, and how many weights share a scale; `None` where it is not rounded.
+    pub shared: Option<(Grid, usize)>,
 }
 
 impl WeightTally {
     fn new(out: usize, input: usize) -> Self {
-        Self { out, input, bits: FULL * (out * input) as f64 }
+        Self { out, input, bits: FULL * (out * input) as f64, shared: None }
     }
 
     /// Number of weights.
@@ -102,6 +104,7 @@ impl WeightTally {
     /// Enters a grid all of whose scales are shared by `sharing` weights.
     pub fn set(&mut self, grid: Grid, sharing: usize) {
         self.bits = stored(grid, sharing) * self.count() as f64;
+        self.shared = Some((grid, sharing));
     }
 }
 
@@ -142,11 +145,11 @@ impl Tally {
     }
 
     /// The means after the steps of a recipe have entered what they store.
-    fn after(mut self, steps: &[Step]) -> EffectiveBits {
+    fn after(mut self, steps: &[Step]) -> Self {
         for step in steps {
             step.method().store(&mut self);
         }
-        self.means()
+        self
     }
 
     /// The means.
@@ -182,6 +185,11 @@ impl Tally {
 
 /// The effective bits of a recipe that has been carried out on a decoder; `kept` is what its `keep` steps have exempted.
 pub fn of(steps: &[Step], decoder: &Decoder, kept: &HashMap<Site, Kept>) -> EffectiveBits {
+    tally(steps, decoder, kept).means()
+}
+
+/// What is stored of a decoder on which a recipe has been carried out, group by group.
+pub fn tally(steps: &[Step], decoder: &Decoder, kept: &HashMap<Site, Kept>) -> Tally {
     let mut tally = Tally::new(&decoder.architecture, shapes_in(decoder));
     tally.exact_tokens = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
     for group in &mut tally.groups {
@@ -192,7 +200,7 @@ pub fn of(steps: &[Step], decoder: &Decoder, kept: &HashMap<Site, Kept>) -> Effe
 
 /// The effective bits of a recipe as far as it says them itself: nothing exempted, no prefix.
 pub fn planned(steps: &[Step], architecture: &Architecture) -> EffectiveBits {
-    Tally::new(architecture, shapes_of(architecture)).after(steps)
+    Tally::new(architecture, shapes_of(architecture)).after(steps).means()
 }
 
 /// The groups of a decoder with the shapes of their linears.

@@ -7,6 +7,7 @@
 //! | [`cache_rounding`] | rounding keys and values as they enter the cache |
 //! | [`effective_bits`] | what a recipe stores and moves per value, scales and exemptions included |
 //! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
+//! | [`integer`] | the tap that multiplies codes as integers, where grids are whole numbers |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`likelihood`] | the language model's loss, by which steps choose |
@@ -33,6 +34,7 @@ pub mod effective_bits;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
+pub mod integer;
 pub mod likelihood;
 pub mod rounding;
 pub mod solve;

@@ -23,6 +23,7 @@ use crate::record::Contents;
 use crate::record::store::{Store, StoreError};
 
 pub mod calibrated;
+pub mod clocked;
 pub mod compare;
 pub mod document;
 pub mod drawing;

@@ -20,8 +20,9 @@ use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Measured, Progress, against};
 use crate::experiment::{Evaluation, Planned, TaskEvaluation};
 use crate::plan::Cell;
+use crate::quantize::integer::IntegerTap;
 use crate::quantize::steps::Step;
-use crate::quantize::{self, StepError, effective_bits, fake_quant::FakeQuant};
+use crate::quantize::{self, StepError, effective_bits};
 use crate::record::execution::Underway;
 use crate::record::items::ItemRow;
 use crate::record::measurement_key;
@@ -165,7 +166,7 @@ impl Sweep<'_> {
         cell: &Cell,
         id: &str,
         mut underway: Underway,
-    ) -> Result<Result<Option<(Decoder, FakeQuant)>, Fault>, RunError> {
+    ) -> Result<Result<Option<(Decoder, IntegerTap)>, Fault>, RunError> {
         let source = match &self.sources[&cell.model.label] {
             Ok(source) => source,
             Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
@@ -238,6 +239,7 @@ impl Sweep<'_> {
             self.store.publish_cell(result, underway.finish())?;
         }
         self.store.clear_failure(id, None)?;
+        let tap = IntegerTap::new(self.options.arithmetic, &cell.recipe.steps, &decoder, tap);
         Ok(Ok(Some((decoder, tap))))
     }
 
@@ -265,7 +267,7 @@ impl Sweep<'_> {
         id: &str,
         evaluation: &Evaluation,
         decoder: &mut Decoder,
-        tap: &mut FakeQuant,
+        tap: &mut IntegerTap,
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
@@ -279,6 +281,7 @@ impl Sweep<'_> {
                 let prepared = windows.map(|windows| Prepared::Windows(perplexity, windows));
                 prepared.map_err(|e| Fault::new("evaluate", e, cure))
             }
+            Evaluation::Speed(block) => return self.speed(cell, id, block, decoder, tap),
             Evaluation::Task(block) => {
                 let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
                 let questions = self.items.questions(block, &source.checkpoint, prefix);
@@ -316,7 +319,7 @@ impl Sweep<'_> {
                 }
                 Prepared::Questions(block, asked) => {
                     let sharing =
-                        if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
+                        if tap.fake().looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
                     let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
                     let answered = questions::measure(&mut model, block.task(), asked, &mut progress);
                     underway.add_forward(model.forward.as_secs_f64(), model.tokens);
@@ -356,6 +359,7 @@ impl Sweep<'_> {
         };
         let mut shared = prepared.detail();
         let seconds = underway.seconds();
+        underway.execute(tap.report());
         let execution = underway.finish();
         if !rows.is_empty() {
             // Before the values: a value without its items could not be compared.
@@ -448,7 +452,7 @@ impl Windowed<'_> {
     fn measure(
         &self,
         decoder: &mut Decoder,
-        tap: &mut FakeQuant,
+        tap: &mut IntegerTap,
         originals: &mut Originals,
         underway: &mut Underway,
         progress: &mut Progress,

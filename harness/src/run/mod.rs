@@ -11,6 +11,7 @@ use crate::calibrate::overlap;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
 use crate::quantize::ModelFacts;
+use crate::quantize::integer::Arithmetic;
 use crate::run::calibrations::Calibrations;
 use crate::run::calibrator::Collected;
 
@@ -32,6 +33,7 @@ mod items;
 mod layers;
 mod originals;
 mod source;
+mod speed;
 pub mod survey;
 mod texts;
 
@@ -52,6 +54,8 @@ pub struct Options<'a> {
     pub results: PathBuf,
     /// Try again what failed before.
     pub retry_failed: bool,
+    /// How quantized linear layers are executed.
+    pub arithmetic: Arithmetic,
 }
 
 /// What happens during a sweep.
@@ -313,8 +317,8 @@ impl Sweep<'_> {
                         let asked = self.items.questions(block, &source.checkpoint, 0);
                         asked.map(|asked| asked.token_ids()).ok()
                     }
-                    // Of originals alone, which no set calibrates.
-                    Evaluation::LayerError(_) => None,
+                    // Of originals alone, which no set calibrates; of no text.
+                    Evaluation::LayerError(_) | Evaluation::Speed(_) => None,
                 };
                 if let Some(measured) = measured {
                     overlap::check(&drawn, calibration, &evaluation.id(), &measured)

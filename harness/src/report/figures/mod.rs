@@ -11,6 +11,7 @@ pub mod calibration_effects;
 pub mod calibration_matrix;
 pub mod calibration_sensitivity;
 pub mod error_difficulty;
+pub mod frontier;
 pub mod layer_difficulties;
 pub mod layer_errors;
 pub mod layer_profiles;
@@ -51,6 +52,7 @@ pub const FIGURES: &[&dyn Figure] = &[
     &calibration_matrix::CalibrationMatrix,
     &calibration_sensitivity::CalibrationSensitivity,
     &error_difficulty::ErrorDifficulty,
+    &frontier::Frontier,
     &layer_difficulties::LayerDifficulties,
     &layer_errors::LayerErrors,
     &layer_profiles::LayerProfiles,

@@ -13,6 +13,7 @@ pub mod layers;
 pub mod metrics;
 pub mod partial;
 pub mod robustness;
+pub mod speed;
 
 /// A kind of table of a report. It reads records; it never touches a file.
 pub trait Section: Sync {
@@ -29,6 +30,7 @@ pub const SECTIONS: &[&dyn Section] = &[
     &against::Against,
     &metrics::Metrics,
     &bits::Bits,
+    &speed::Speeds,
     &cures::Cures,
     &partial::Partial,
     &layers::Layers,
