@@ -11,12 +11,12 @@ use harness::quantize::integer::segments::{between, shares};
 use harness::quantize::integer::weights::PackedWeight;
 use harness::quantize::integer::{Arithmetic, IntegerTap, product};
 use harness::quantize::rounding::{round_activation, round_rows};
-use models::{Decoder, Group, Port, Site, Tap};
+use models::{Decoder, Group, Off, Port, Site, Tap};
 
 #[path = "support/recipes.rs"]
 mod recipes;
 
-use recipes::{builtin, difference, logits, make, oracle, scrambled, steps, values};
+use recipes::{builtin, logits, make, mse, oracle, reference, scrambled, steps, values};
 
 /// Values with a few that are far out, so that clamping and zero points matter.
 fn uneven(count: usize, seed: u64) -> Vec<f32> {
@@ -279,9 +279,9 @@ impl Tap for Beside<'_> {
     }
 }
 
-/// Carries a recipe out; all layers agree on equal activations, and logits within `tolerance` of the largest.
+/// Carries a recipe out; all layers agree on equal activations, and logits are nearer to fake quantization than that is to the original.
 #[track_caller]
-fn agrees(name: &str, recipe: &str, original: &Decoder, integer: usize, tolerance: f64) {
+fn agrees(name: &str, recipe: &str, original: &Decoder, integer: usize) {
     let samples = scrambled(3, 24, original.architecture.vocabulary, 1);
     let mut made = make(recipe, original, &mut Direct::new(samples.clone(), Some(1)));
     let steps = steps(recipe);
@@ -301,16 +301,64 @@ fn agrees(name: &str, recipe: &str, original: &Decoder, integer: usize, toleranc
     let fake = made.logits(&samples);
     assert_eq!(fake, expected, "the oracle is fake quantization itself");
     let found = logits(&mut made.decoder, &mut integers, &samples);
-    let off = difference(&found, &fake);
-    assert!(off <= tolerance, "{name}, {recipe}: logits differ by {off:e}");
-    // What a sequence becomes does not depend on its company.
+    // A code near the middle goes the other way with the last bit of a sum, and what follows with it: fake quantization that
+    // adds in another order is as far from itself. How far that may lead is measured by what rounding does to the logits.
+    let rounding = distance(&fake, &logits(&mut reference(original, &made), &mut Off, &samples));
+    let other_order =
+        distance(&logits(&mut made.decoder, &mut OtherOrder(made.tap.clone()), &samples), &fake);
+    let off = distance(&found, &fake);
+    let allowed = (SHARE * rounding).max(FLIPS * other_order);
+    assert!(
+        off <= allowed,
+        "{name}, {recipe}: logits differ by {off:e}, {allowed:e} is allowed, {other_order:e} is order"
+    );
+    // What a sequence becomes does not depend on its company: integers have one sum, whatever the order.
     let alone: Vec<f32> = samples
         .iter()
         .flat_map(|s| logits(&mut made.decoder, &mut integers, std::slice::from_ref(s)))
         .collect();
-    let off = difference(&alone, &found);
-    assert!(off <= tolerance, "{name}, {recipe}: alone, logits differ by {off:e}");
+    let off = distance(&alone, &found);
+    assert!(off <= allowed, "{name}, {recipe}: alone, logits differ by {off:e}");
 }
+
+/// Fake quantization whose sums begin after a third of the channels.
+struct OtherOrder(FakeQuant);
+
+impl Tap for OtherOrder {
+    fn begin(&mut self, past: usize) {
+        self.0.begin(past);
+    }
+
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        let mut group = group.clone();
+        for linear in &mut group.linears {
+            let [_, channels] = linear.weight.dims();
+            let half = |from, until| linear.weight.clone().narrow(1, from, until - from);
+            linear.weight = Tensor::cat(vec![half(channels / 3, channels), half(0, channels / 3)], 1);
+        }
+        let x = self.0.read(site, x);
+        let channels = x.dims()[2];
+        let half = |from, until| x.clone().narrow(2, from, until - from);
+        group.forward(Tensor::cat(vec![half(channels / 3, channels), half(0, channels / 3)], 2))
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.0.tensor(site, x)
+    }
+}
+
+/// Root of the mean squared difference.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    mse(a, b).sqrt()
+}
+
+/// The most that integers may move logits away from fake quantization, as a share of what rounding moves them away from the
+/// original.
+const SHARE: f64 = 0.02;
+
+/// Or by so many times what another order of sums does to fake quantization. Found: at most once. Few codes flip in so few
+/// tokens, and a flip counts more in one place than in another.
+const FLIPS: f64 = 2.0;
 
 const GROUPS: usize = 4;
 
@@ -323,21 +371,20 @@ fn models_agree_with_fake_quantization() {
     let weights = |keys: &str| format!(r#"{{ step = "weights", {keys} }}"#);
     let (eight, four) = (token(8), token(4));
     let rest = |first: &str, second: &str| format!("{first}, {second}");
-    for (recipe, integer, tolerance) in [
-        (recipes::NAIVE.to_string(), all, 1e-2),
-        (recipes::PER_TOKEN.to_string(), all, 1e-2),
-        (rest(&weights("bits = 8, granularity = \"tensor\""), &eight), all, 1e-2),
-        (rest(&weights("bits = 8, symmetric = false"), &eight), all, 1e-2),
-        (rest(&weights("bits = 4, granularity = \"group(32)\""), &eight), all, 1e-2),
-        (rest(&weights("bits = 4, granularity = \"group(32)\", symmetric = false"), &four), all, 0.2),
-        (rest(&weights("bits = 2"), &token(2)), all, 0.5),
+    for (recipe, integer) in [
+        (recipes::NAIVE.to_string(), all),
+        (recipes::PER_TOKEN.to_string(), all),
+        (rest(&weights("bits = 8, granularity = \"tensor\""), &eight), all),
+        (rest(&weights("bits = 8, symmetric = false"), &eight), all),
+        (rest(&weights("bits = 4, granularity = \"group(32)\""), &eight), all),
+        (rest(&weights("bits = 4, granularity = \"group(32)\", symmetric = false"), &four), all),
+        (rest(&weights("bits = 2"), &token(2)), all),
         (
             rest(
                 &weights("bits = 3, solver = \"gptq\""),
                 r#"{ step = "activations", bits = 6, symmetric = false }"#,
             ),
             all,
-            2e-2,
         ),
         (
             rest(
@@ -345,7 +392,6 @@ fn models_agree_with_fake_quantization() {
                 r#"{ step = "activations", bits = 8, granularity = "group(16)", symmetric = false }"#,
             ),
             all,
-            1e-2,
         ),
         (
             rest(
@@ -353,7 +399,6 @@ fn models_agree_with_fake_quantization() {
                 r#"{ step = "activations", bits = 8, granularity = "tensor", observer = "max" }"#,
             ),
             all,
-            1e-2,
         ),
         // What rotates online is inside the decoder.
         (
@@ -362,7 +407,6 @@ fn models_agree_with_fake_quantization() {
                 weights("bits = 4")
             ),
             all,
-            0.2,
         ),
         // Groups that are exempted stay in floating point.
         (
@@ -371,7 +415,6 @@ fn models_agree_with_fake_quantization() {
                 weights("bits = 8")
             ),
             2,
-            1e-2,
         ),
         // Channels that are kept apart: on a grid, and in floating point.
         (
@@ -380,7 +423,6 @@ fn models_agree_with_fake_quantization() {
                 weights("bits = 4, granularity = \"group(16)\", ragged = true")
             ),
             all,
-            0.2,
         ),
         (
             format!(
@@ -388,26 +430,20 @@ fn models_agree_with_fake_quantization() {
                 weights("bits = 4")
             ),
             all,
-            2e-2,
         ),
-        (
-            rest(r#"{ step = "kv", bits = 4 }"#, &rest(&weights("bits = 8, embeddings = true"), &eight)),
-            all,
-            5e-2,
-        ),
+        (rest(r#"{ step = "kv", bits = 4 }"#, &rest(&weights("bits = 8, embeddings = true"), &eight)), all),
         // In floating point: no activations, floats, zero points without a bound.
-        (recipes::W8A16.to_string(), 0, 0.0),
-        (rest(&weights("bits = 8, convention = \"fp8-e4m3\""), &eight), 0, 0.0),
+        (recipes::W8A16.to_string(), 0),
+        (rest(&weights("bits = 8, convention = \"fp8-e4m3\""), &eight), 0),
         (
             rest(
                 &weights("bits = 8"),
                 r#"{ step = "activations", bits = 8, symmetric = false, convention = "omniquant" }"#,
             ),
             0,
-            0.0,
         ),
     ] {
-        agrees("tiny-llama", &recipe, &original, integer, tolerance);
+        agrees("tiny-llama", &recipe, &original, integer);
     }
 }
 
@@ -416,7 +452,7 @@ fn every_family_agrees_with_fake_quantization() {
     for name in ["cohere", "gemma3", "mixtral", "opt", "qwen2", "llama-bias"] {
         let original = oracle(name);
         let of_blocks = original.groups().iter().filter(|(site, _)| site.port != Port::HeadIn).count();
-        agrees(name, recipes::PER_TOKEN, &original, of_blocks, 5e-2);
+        agrees(name, recipes::PER_TOKEN, &original, of_blocks);
     }
 }
 

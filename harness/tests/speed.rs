@@ -11,7 +11,7 @@ use serde_json::Value;
 use support::{Place, experiment, perplexity};
 
 const W8A8: (&str, &str) = ("w8a8", r#"{ step = "weights", bits = 8 }, { step = "activations", bits = 8 }"#);
-const W4: (&str, &str) = ("w4", r#"{ step = "weights", bits = 4, granularity = "group(16)" }"#);
+const W4: (&str, &str) = ("w4", r#"{ step = "weights", bits = 4, granularity = "group(8)" }"#);
 
 const SPEED: &str = "[[evaluate]]\nmetric = \"speed\"\nprefill = 12\ndecode = 3\nrounds = 2\n";
 const METRIC: &str = "weight-bytes/speed/prefill=12/decode=3";

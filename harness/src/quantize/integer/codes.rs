@@ -4,6 +4,10 @@
 //! whole numbers k and Δ are found again, and taken only if k·Δ in f32 is every value exactly: what is executed is what
 //! was rounded, and not something near it.
 
+use models::per_processor;
+
+use crate::quantize::rounding::range;
+
 /// The greatest magnitude of k: that of an 8-bit code less its zero point.
 pub const GREATEST: i32 = 255;
 
@@ -11,7 +15,7 @@ pub const GREATEST: i32 = 255;
 const NEAR: f64 = 1e-4;
 
 /// Δ of values that share a scale, with v = k·Δ in f32 and |k| at most [`GREATEST`]; `None` where there is none. `bits` is
-/// a hint: the largest values of a grid are tried first. The largest Δ among several need not be found.
+/// a hint: the largest values of a grid are tried first. The largest Δ among several need not be found. Values of k are at most [`GREATEST`] apart, zero included.
 pub fn delta(values: &[f32], bits: u8) -> Option<f32> {
     if !values.iter().all(|v| v.is_finite()) {
         return None;
@@ -21,8 +25,45 @@ pub fn delta(values: &[f32], bits: u8) -> Option<f32> {
         return Some(1.0);
     }
     let q = (1 << (bits - 1)) - 1;
-    let likely = [q, q + 1, 2 * q + 1];
-    likely.into_iter().chain(1..=GREATEST).find_map(|top| delta_of_largest(values, largest, top))
+    let quick = [q, q + 1].into_iter().flat_map(|top| {
+        let delta = largest / top as f32;
+        [delta, delta.next_up(), delta.next_down()]
+    });
+    let found = quick.into_iter().find(|delta| is_right(values, *delta));
+    // The least k first: half of Δ gives the same values, by codes that may be too far apart.
+    found.or_else(|| (1..=GREATEST).find_map(|top| delta_of_largest(values, largest, top)))
+}
+
+/// Whether every value is k·Δ, and the values of k are no further apart than codes of 8 bits.
+fn is_right(values: &[f32], delta: f32) -> bool {
+    if !delta.is_normal() || !is_exact(values, delta) {
+        return false;
+    }
+    let (lo, hi) = range(values);
+    code(hi.max(0.0), delta) - code(lo.min(0.0), delta) <= GREATEST
+}
+
+per_processor! {
+    /// Whether every value is k·Δ with a whole k of at most the greatest magnitude.
+    fn is_exact(values: &[f32], delta: f32) -> bool {
+        let mut wrong = 0u32;
+        for &value in values {
+            let k = (value / delta).round_ties_even();
+            wrong |= u32::from(k * delta != value) | u32::from(k.abs() > GREATEST as f32);
+        }
+        wrong == 0
+    }
+}
+
+per_processor! {
+    /// k − z of every value, as codes.
+    pub fn encode(values: &[f32], delta: f32, zero: i32, codes: &mut [i8]) {
+        for (code, &value) in codes.iter_mut().zip(values) {
+            // SAFETY: k is a whole number of at most the greatest magnitude.
+            let k = unsafe { (value / delta).round_ties_even().to_int_unchecked::<i32>() };
+            *code = k.wrapping_sub(zero) as i8;
+        }
+    }
 }
 
 /// k of a value.
@@ -51,11 +92,7 @@ fn delta_of_largest(values: &[f32], largest: f32, top: i32) -> Option<f32> {
     }
     let mut delta = (low as f32).next_down();
     while f64::from(delta) <= high {
-        let is_exact = |v: &f32| {
-            let k = code(*v, delta);
-            k.abs() <= GREATEST && k as f32 * delta == *v
-        };
-        if delta.is_normal() && values.iter().all(is_exact) {
+        if is_right(values, delta) {
             return Some(delta);
         }
         delta = delta.next_up();
@@ -113,5 +150,16 @@ mod tests {
         assert_eq!(delta(&[f32::NAN, 1.0], 8), None);
         assert_eq!(delta(&[1.0, 1.0 / 256.0], 8), None);
         assert_eq!(delta(&[0.0; 5], 4), Some(1.0));
+    }
+
+    #[test]
+    fn a_share_that_is_a_part_of_a_grid_has_codes_of_8_bits() {
+        // The largest magnitude is a divisor of the grid's own: Δ divided as well would give codes too far apart.
+        for top in [1, 2, 16, 32, 51, 64, 85, 127] {
+            let values: Vec<f32> = (-top..=top).map(|k| k as f32 * 0.013).collect();
+            let found = delta(&values, 8).unwrap();
+            let codes: Vec<i32> = values.iter().map(|&v| code(v, found)).collect();
+            assert!(codes[codes.len() - 1] - codes[0] <= GREATEST, "{top}: {codes:?}");
+        }
     }
 }

@@ -21,28 +21,38 @@ fn sums_of(
     sums: &mut [Sums],
 ) {
     let (rows, place) = (sums.len(), &segments[segment]);
-    let tokens = |r: usize| &x.scales[(first + r) * segments.len() + segment];
-    let columns = w.columns(panel, segment);
+    let tokens = &x.scales[first * segments.len()..];
     let width = (place.to - place.from) as i32;
-    for (r, sums) in sums.iter_mut().enumerate() {
-        begin(tokens(r), columns, width, sums);
-    }
+    begin(tokens, (segments.len(), segment), w.columns(panel, segment), width, sums);
     let codes = &x.codes[first * x.stride..(first + rows) * x.stride];
     kernel.add(Rows { codes, stride: x.stride, at: place.at }, w.lines(panel, place), sums);
 }
 
-/// What zero points add to a row's sums: −z·Σc + z'·(Σu − z·width).
-fn begin(token: &TokenScale, columns: Columns, width: i32, sums: &mut Sums) {
-    match columns.zeros {
-        None => {
-            for (sum, &of_codes) in sums.iter_mut().zip(columns.sums) {
-                *sum = token.zero.wrapping_mul(of_codes).wrapping_neg();
-            }
-        }
-        Some(zeros) => {
-            let shifted = token.sum.wrapping_sub(token.zero.wrapping_mul(width));
-            for ((sum, &of_codes), &zero) in sums.iter_mut().zip(columns.sums).zip(zeros) {
-                *sum = zero.wrapping_mul(shifted).wrapping_sub(token.zero.wrapping_mul(of_codes));
+per_processor! {
+    /// What zero points add to every row's sums: −z·Σc + z'·(Σu − z·width).
+    fn begin(
+        tokens: &[TokenScale],
+        segment: (usize, usize),
+        columns: Columns,
+        width: i32,
+        sums: &mut [Sums],
+    ) {
+        let (segments, number) = segment;
+        for (sums, tokens) in sums.iter_mut().zip(tokens.chunks_exact(segments)) {
+            let token = &tokens[number];
+            let less = token.zero.wrapping_neg();
+            match columns.zeros {
+                None => {
+                    for c in 0..COLUMNS {
+                        sums[c] = less.wrapping_mul(columns.sums[c]);
+                    }
+                }
+                Some(zeros) => {
+                    let shifted = token.sum.wrapping_add(less.wrapping_mul(width));
+                    for c in 0..COLUMNS {
+                        sums[c] = zeros[c].wrapping_mul(shifted).wrapping_add(less.wrapping_mul(columns.sums[c]));
+                    }
+                }
             }
         }
     }
@@ -99,6 +109,7 @@ pub fn multiply(
     }
     let run = |first: usize, panels: std::ops::Range<usize>, rows: &mut [f32], width: usize| {
         let mut sums = vec![[0; COLUMNS]; kernel.rows];
+        let mut tile = vec![[0.0; COLUMNS]; kernel.rows];
         let (origin, count) = (panels.start * COLUMNS, rows.len() / width);
         for panel in panels {
             let column = panel * COLUMNS - origin;
@@ -107,11 +118,12 @@ pub fn multiply(
                 let sums = &mut sums[..kernel.rows.min(count - block)];
                 for segment in 0..segments.len() {
                     sums_of(kernel, (x, first + block), (w, panel), (segments, segment), sums);
-                    let of = w.columns(panel, segment).deltas;
                     let tokens = &x.scales[(first + block) * segments.len()..];
-                    let place = Place { stride: width, column, columns };
-                    let rows = &mut rows[block * width..];
-                    scale(sums, of, tokens, (segments.len(), segment), place, rows);
+                    let of = w.columns(panel, segment).deltas;
+                    scale(sums, of, tokens, (segments.len(), segment), &mut tile);
+                }
+                for (row, values) in rows[block * width..].chunks_mut(width).zip(&tile[..sums.len()]) {
+                    row[column..column + columns].copy_from_slice(&values[..columns]);
                 }
             }
         }
@@ -147,36 +159,26 @@ pub fn multiply(
     out
 }
 
-/// Where a tile stands in the outputs.
-#[derive(Clone, Copy)]
-struct Place {
-    stride: usize,
-    column: usize,
-    columns: usize,
-}
-
 per_processor! {
-    /// Turns a tile's sums into outputs: the first segment writes them, the others add to them.
+    /// Adds a tile's sums, in the units of the outputs; the first segment's stand alone.
     fn scale(
         sums: &[Sums],
         deltas: &[f32; COLUMNS],
         tokens: &[TokenScale],
         segment: (usize, usize),
-        place: Place,
-        out: &mut [f32]
+        tile: &mut [[f32; COLUMNS]],
     ) {
         let (segments, number) = segment;
-        for (r, sums) in sums.iter().enumerate() {
-            let delta = tokens[r * segments + number].delta;
-            let mut scaled = [0.0f32; COLUMNS];
-            for c in 0..COLUMNS {
-                scaled[c] = sums[c] as f32 * (deltas[c] * delta);
-            }
-            let row = &mut out[r * place.stride + place.column..][..place.columns];
-            match number {
-                0 if place.columns == COLUMNS => row.copy_from_slice(&scaled),
-                0 => row.copy_from_slice(&scaled[..place.columns]),
-                _ => row.iter_mut().zip(&scaled).for_each(|(y, s)| *y += s),
+        for ((sums, tokens), y) in sums.iter().zip(tokens.chunks_exact(segments)).zip(tile) {
+            let delta = tokens[number].delta;
+            if number == 0 {
+                for c in 0..COLUMNS {
+                    y[c] = sums[c] as f32 * (deltas[c] * delta);
+                }
+            } else {
+                for c in 0..COLUMNS {
+                    y[c] += sums[c] as f32 * (deltas[c] * delta);
+                }
             }
         }
     }

@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::quantize::integer::codes::{code, delta};
+use crate::quantize::integer::codes::{code, delta, encode};
 use crate::quantize::integer::kernel::{COLUMNS, Line, STEP};
 use crate::quantize::integer::segments::{Segment, width};
+use crate::quantize::rounding::range;
 use crate::quantize::solve::layout::Share;
 
 /// A weight `[out, in]` as codes: w = Δ · (c + z) with c an i8, and one Δ and z for each row and segment.
@@ -141,10 +142,8 @@ impl Row {
             }
             let values = &in_order[share.from..share.to];
             let delta = delta(values, bits)?;
-            let (least, most) = values.iter().fold((0, 0), |(least, most), &v| {
-                let k = code(v, delta);
-                (k.min(least), k.max(most))
-            });
+            let (lo, hi) = range(values);
+            let (least, most) = (code(lo, delta).min(0), code(hi, delta).max(0));
             read.greatest = read.greatest.max(most).max(-least);
             // Codes of fewer than 8 bits, and symmetric ones, are within i8 as they are.
             let zero = if least >= -128 && most <= 127 { 0 } else { most - 127 };
@@ -154,9 +153,7 @@ impl Row {
             for s in inside {
                 let Segment { from, to, at } = segments[s];
                 (read.deltas[s], read.zeros[s]) = (delta, zero);
-                for (place, &value) in in_order[from..to].iter().enumerate() {
-                    read.codes[at + place] = (code(value, delta) - zero) as i8;
-                }
+                encode(&in_order[from..to], delta, zero, &mut read.codes[at..at + to - from]);
             }
         }
         Some(read)
