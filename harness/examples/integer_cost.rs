@@ -1,6 +1,9 @@
 //! What integer execution costs and saves: the original, fake quantization and integers, by turns in one run.
 //!
-//!     integer_cost MODEL_DIR [TOKENS [ROUNDS]]
+//!     integer_cost MODEL_DIR [TOKENS [ROUNDS]] [cpu]
+//!
+//! With `cpu`, times are of the processor and not of the clock, summed over threads (Linux only): what a machine that others use
+//! can tell, with RAYON_NUM_THREADS=1, so that no thread waits in a loop.
 //!
 //! 1024 tokens in sequences of 512, medians of 5 rounds, unless said otherwise. Rows are recipes; times are of one forward
 //! pass with the logits of every token, in milliseconds, and the part of it inside the blocks' linear layers, the head, and
@@ -10,7 +13,7 @@
 
 use std::error::Error;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use burn::tensor::{Device, Tensor};
 use harness::experiment::Experiment;
@@ -38,11 +41,24 @@ const RECIPES: [(&str, &str); 6] = [
     ),
 ];
 
+/// Nanoseconds since the epoch, or of this process's threads on a processor.
+fn now(cpu: bool) -> u64 {
+    if !cpu {
+        return SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    }
+    let of = |task: std::io::Result<std::fs::DirEntry>| {
+        let spent = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        spent.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    std::fs::read_dir("/proc/self/task").map_or(0, |tasks| tasks.filter_map(of).sum())
+}
+
 /// Counts the time inside linear layers.
 struct Timed<'a> {
     inner: &'a mut dyn Tap,
-    linears: Duration,
-    head: Duration,
+    cpu: bool,
+    linears: u64,
+    head: u64,
 }
 
 impl Tap for Timed<'_> {
@@ -51,10 +67,10 @@ impl Tap for Timed<'_> {
     }
 
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        let begun = Instant::now();
+        let begun = now(self.cpu);
         let y = self.inner.linears(site, x, group);
         let spent = if site == Site::HEAD { &mut self.head } else { &mut self.linears };
-        *spent += begun.elapsed();
+        *spent += now(self.cpu) - begun;
         y
     }
 
@@ -64,16 +80,16 @@ impl Tap for Timed<'_> {
 }
 
 /// Seconds of a pass: all of it, its linear layers, its head.
-fn pass(decoder: &mut Decoder, tap: &mut dyn Tap, sequences: &[Vec<u32>]) -> [f64; 3] {
-    let mut timed = Timed { inner: tap, linears: Duration::ZERO, head: Duration::ZERO };
-    let begun = Instant::now();
+fn pass(decoder: &mut Decoder, tap: &mut dyn Tap, sequences: &[Vec<u32>], cpu: bool) -> [f64; 3] {
+    let mut timed = Timed { inner: tap, cpu, linears: 0, head: 0 };
+    let begun = now(cpu);
     let hidden = decoder.hidden(token_tensor(sequences, &decoder.device()), &mut timed);
     let [count, length, width] = hidden.dims();
     for sequence in 0..count {
         let one = hidden.clone().slice([sequence..sequence + 1, 0..length, 0..width]);
         std::hint::black_box(decoder.logits(one, &mut timed).dims());
     }
-    [begun.elapsed(), timed.linears, timed.head].map(|d| d.as_secs_f64())
+    [now(cpu) - begun, timed.linears, timed.head].map(|spent| spent as f64 * 1e-9)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -82,9 +98,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let cpu = arguments.last().is_some_and(|last| last == "cpu");
+    arguments.truncate(arguments.len() - usize::from(cpu));
     let [model, rest @ ..] = &arguments[..] else {
-        return Err("usage: integer_cost MODEL_DIR [TOKENS [ROUNDS]]".into());
+        return Err("usage: integer_cost MODEL_DIR [TOKENS [ROUNDS]] [cpu]".into());
     };
     let number = |i: usize, default: usize| rest.get(i).map_or(Ok(default), |n| n.parse());
     let (tokens, rounds) = (number(0, 1024)?, number(1, 5)?);
@@ -118,7 +136,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut times = vec![Vec::new(); contenders.len()];
     for round in 0..=rounds {
         for ((_, decoder, tap), times) in contenders.iter_mut().zip(&mut times) {
-            let found = pass(decoder, tap.as_mut(), &sequences);
+            let found = pass(decoder, tap.as_mut(), &sequences, cpu);
             // The first round fetches pages and tables.
             if round > 0 {
                 times.push(found);
