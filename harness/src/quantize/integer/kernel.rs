@@ -111,6 +111,8 @@ fn portable(x: Rows, panel: &[Line], sums: &mut [Sums]) {
 mod x86 {
     use std::arch::x86_64::*;
 
+    // Places are found by `wrapping_add`, which is not checked where debug assertions are on: a check inside the loop would
+    // have every sum written to memory at every step.
     use super::{Line, Rows, STEP, Sums};
 
     /// 12 rows by two registers of sums leave room for two of weights and one of codes among 32.
@@ -144,24 +146,24 @@ mod x86 {
         // SAFETY: `sums` has `ROWS` rows of 32; the codes of every row reach the panel's end; a line is 64 aligned bytes.
         unsafe {
             for r in 0..ROWS {
-                let row = sums.as_ptr().add(r).cast::<__m512i>();
-                held[r] = [_mm512_loadu_si512(row), _mm512_loadu_si512(row.add(1))];
+                let row = sums.as_ptr().wrapping_add(r).cast::<__m512i>();
+                held[r] = [_mm512_loadu_si512(row), _mm512_loadu_si512(row.wrapping_add(1))];
             }
-            let codes = x.codes.as_ptr().add(x.at);
+            let codes = x.codes.as_ptr().wrapping_add(x.at);
             for step in 0..panel.len() / 2 {
-                let line = panel.as_ptr().add(2 * step).cast::<__m512i>();
-                let (w0, w1) = (_mm512_load_si512(line), _mm512_load_si512(line.add(1)));
+                let line = panel.as_ptr().wrapping_add(2 * step).cast::<__m512i>();
+                let (w0, w1) = (_mm512_load_si512(line), _mm512_load_si512(line.wrapping_add(1)));
                 for r in 0..ROWS {
-                    let four = codes.add(r * x.stride + step * STEP).cast::<i32>().read_unaligned();
+                    let four = codes.wrapping_add(r * x.stride + step * STEP).cast::<i32>().read_unaligned();
                     let four = _mm512_set1_epi32(four);
                     held[r][0] = _mm512_dpbusd_epi32(held[r][0], four, w0);
                     held[r][1] = _mm512_dpbusd_epi32(held[r][1], four, w1);
                 }
             }
             for r in 0..ROWS {
-                let row = sums.as_mut_ptr().add(r).cast::<__m512i>();
+                let row = sums.as_mut_ptr().wrapping_add(r).cast::<__m512i>();
                 _mm512_storeu_si512(row, held[r][0]);
-                _mm512_storeu_si512(row.add(1), held[r][1]);
+                _mm512_storeu_si512(row.wrapping_add(1), held[r][1]);
             }
         }
     }
@@ -183,16 +185,16 @@ mod x86 {
         let mut held = [[_mm256_setzero_si256(); 4]; ROWS];
         // SAFETY: the codes of every row reach the panel's end; a line is 64 aligned bytes.
         unsafe {
-            let codes = x.codes.as_ptr().add(x.at);
+            let codes = x.codes.as_ptr().wrapping_add(x.at);
             for step in 0..panel.len() / 2 {
-                let line = panel.as_ptr().add(2 * step + half).cast::<__m128i>();
+                let line = panel.as_ptr().wrapping_add(2 * step + half).cast::<__m128i>();
                 let mut fours = [_mm256_setzero_si256(); ROWS];
                 for r in 0..ROWS {
-                    let four = codes.add(r * x.stride + step * STEP).cast::<i32>().read_unaligned();
+                    let four = codes.wrapping_add(r * x.stride + step * STEP).cast::<i32>().read_unaligned();
                     fours[r] = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
                 }
                 for quarter in 0..4 {
-                    let weights = _mm256_cvtepi8_epi16(_mm_load_si128(line.add(quarter)));
+                    let weights = _mm256_cvtepi8_epi16(_mm_load_si128(line.wrapping_add(quarter)));
                     for r in 0..ROWS {
                         let products = _mm256_madd_epi16(fours[r], weights);
                         held[r][quarter] = _mm256_add_epi32(held[r][quarter], products);
