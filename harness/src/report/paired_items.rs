@@ -181,7 +181,11 @@ pub fn adjusted(raw: &[Option<f64>]) -> Vec<[Cell; 3]> {
     let mut place = 0;
     let cells = raw.iter().map(|raw| {
         let Some(raw) = raw else { return std::array::from_fn(|_| Cell::Missing) };
-        let number = |value: f64| Cell::Number { value, stderr: None, digits: Digits::Scaled(3) };
+        // A z of 38 leaves nothing of p in a double; no p of a continuous statistic is 0.
+        let number = |value: f64| match value > 0.0 {
+            true => Cell::Number { value, stderr: None, digits: Digits::Scaled(3) },
+            false => Cell::text("< 1e-300"),
+        };
         place += 1;
         [number(*raw), number(holm[place - 1]), number(bh[place - 1])]
     });
