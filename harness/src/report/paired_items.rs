@@ -250,3 +250,16 @@ pub fn paired_cells(compared: &[Compared]) -> Vec<[Cell; 10]> {
     };
     pairs().zip(p_values).map(of).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_p_too_small_for_a_double_is_not_printed_as_zero() {
+        let cells = adjusted(&[Some(0.0), None, Some(0.5)]);
+        assert_eq!(cells[0][0], Cell::text("< 1e-300"));
+        assert_eq!(cells[1], [Cell::Missing, Cell::Missing, Cell::Missing]);
+        assert_eq!(cells[2][1], Cell::Number { value: 0.5, stderr: None, digits: Digits::Scaled(3) });
+    }
+}
