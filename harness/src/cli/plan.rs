@@ -164,6 +164,12 @@ fn found_as(model: &Model) -> String {
             *parameters as f64 / 1e6,
             HumanBytes(*memory)
         ),
+        Model::Described { parameters, memory } => format!(
+            "config.json is here; {:.1} M parameters: about {} to fetch in 16 bits, estimated peak memory {}",
+            *parameters as f64 / 1e6,
+            HumanBytes(2 * parameters),
+            HumanBytes(*memory)
+        ),
         Model::ToFetch { parameters_by_name } => {
             let size = parameters_by_name.map_or(String::new(), |n| {
                 let (stored, loaded) = (HumanBytes((2.0 * n) as u64), HumanBytes((4.0 * n) as u64));

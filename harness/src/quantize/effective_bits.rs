@@ -18,7 +18,7 @@
 
 use std::collections::HashMap;
 
-use models::architecture::{Architecture, Head};
+use models::architecture::{Architecture, Head, MlpForm};
 use models::{Decoder, Port, Site};
 
 use crate::quantize::fake_quant::Kept;
@@ -206,12 +206,26 @@ fn shapes_of(a: &Architecture) -> Vec<(Site, Vec<[usize; 2]>)> {
     let (h, f) = (a.hidden, a.mlp.intermediate);
     let (q, kv) = (a.attention.heads * a.attention.head_dim, a.attention.kv_heads * a.attention.head_dim);
     let of_block = |layer| {
-        [
-            (Site::block(layer, Port::AttnIn), vec![[q, h], [kv, h], [kv, h]]),
-            (Site::block(layer, Port::OIn), vec![[h, q]]),
-            (Site::block(layer, Port::MlpIn), vec![[f, h], [f, h]]),
-            (Site::block(layer, Port::DownIn), vec![[h, f]]),
-        ]
+        let at = |port| Site::block(layer, port);
+        let mut groups =
+            vec![(at(Port::AttnIn), vec![[q, h], [kv, h], [kv, h]]), (at(Port::OIn), vec![[h, q]])];
+        let down = |site| (site, vec![[h, f]]);
+        match a.mlp.form {
+            MlpForm::Gated(_) => groups.extend([(at(Port::MlpIn), vec![[f, h]; 2]), down(at(Port::DownIn))]),
+            MlpForm::Plain(_) => groups.extend([(at(Port::MlpIn), vec![[f, h]]), down(at(Port::DownIn))]),
+            MlpForm::Parallel(_) => {
+                groups[0].1.extend([[f, h]; 2]);
+                groups.push(down(at(Port::DownIn)));
+            }
+            MlpForm::Experts { count, .. } => {
+                groups.push((at(Port::MlpIn), vec![[count, h]]));
+                groups.extend((0..count).flat_map(|expert| {
+                    let of = |port| Site::expert(layer, expert, port);
+                    [(of(Port::MlpIn), vec![[f, h]; 2]), down(of(Port::DownIn))]
+                }));
+            }
+        }
+        groups
     };
     (0..a.layers).flat_map(of_block).chain([(Site::HEAD, vec![[a.vocabulary, h]])]).collect()
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use models::CheckpointError;
+use models::architecture::Architecture;
+
 use crate::calibrate::set::CalibrationSet;
 use crate::data::corpus::{self, CorpusError, DataOptions};
 use crate::experiment::{ModelSource, Planned};
@@ -21,7 +24,7 @@ pub struct Survey {
     pub models: Vec<(String, Model)>,
     /// One per cell of the plan.
     pub cells: Vec<State>,
-    /// One per cell of the plan, where its model is here: what the recipe says, before a calibration set has exempted
+    /// One per cell of the plan, where its model's config.json is here: what the recipe says, before a calibration set has exempted
     /// anything.
     pub bits: Vec<Option<EffectiveBits>>,
     /// The calibration sets that can be drawn here, by name and model, each with its first seed.
@@ -35,6 +38,13 @@ pub struct Survey {
 pub enum Model {
     /// Its files are there.
     Here {
+        /// Number of parameters.
+        parameters: u64,
+        /// Bytes at the peak of a cell.
+        memory: u64,
+    },
+    /// Of its files config.json is there; the others would be fetched from the hub.
+    Described {
         /// Number of parameters.
         parameters: u64,
         /// Bytes at the peak of a cell.
@@ -80,6 +90,7 @@ pub fn survey(
     let store = if results.is_dir() { Some(Store::open_read_only(results)?) } else { None };
     let on_disk = ModelOptions { offline: true, ..options.clone() };
     let mut sources = BTreeMap::new();
+    let mut described: BTreeMap<String, Architecture> = BTreeMap::new();
     let mut models = Vec::new();
     let mut cells = Vec::new();
     let mut bits = Vec::new();
@@ -87,7 +98,12 @@ pub fn survey(
         let label = &cell.model.label;
         if !sources.contains_key(label) {
             let source = source::Source::open(&cell.model, &on_disk, &mut |_, _, _| {});
-            models.push((label.clone(), describe(&source, &cell.model.source, cell.longest())));
+            let config = match &source {
+                Err(source::SourceError::Hub(_)) => source::architecture_in_cache(&cell.model.source),
+                _ => None,
+            };
+            models.push((label.clone(), describe(&source, &config, &cell.model.source, cell.longest())));
+            described.extend(config.and_then(Result::ok).map(|architecture| (label.clone(), architecture)));
             sources.insert(label.clone(), source.ok());
         }
         let id = match &sources[label] {
@@ -118,10 +134,9 @@ pub fn survey(
             },
             None => None,
         };
-        let planned = |source: &source::Source| {
-            effective_bits::planned(&cell.recipe.steps, source.checkpoint.architecture())
-        };
-        bits.push(sources[label].as_ref().map(planned));
+        let architecture = sources[label].as_ref().map(|source| source.checkpoint.architecture());
+        let architecture = architecture.or_else(|| described.get(label));
+        bits.push(architecture.map(|known| effective_bits::planned(&cell.recipe.steps, known)));
         let known = id.is_some();
         let id = id.unwrap_or_else(|| cell.description_id());
         cells.push(state(cell, &id, store.as_ref(), known)?);
@@ -142,17 +157,22 @@ fn is_to_fetch(fault: &RunError) -> bool {
 
 fn describe(
     source: &Result<source::Source, source::SourceError>,
+    config: &Option<Result<Architecture, CheckpointError>>,
     from: &ModelSource,
     longest: usize,
 ) -> Model {
-    match (source, from) {
-        (Ok(source), _) => {
+    match (source, config, from) {
+        (Ok(source), ..) => {
             Model::Here { parameters: source.identity.parameters, memory: source.memory(longest) }
         }
-        (Err(source::SourceError::Hub(_)), ModelSource::Hub { id, .. }) => {
+        (Err(_), Some(Ok(known)), _) => {
+            Model::Described { parameters: known.parameters(), memory: source::memory(known, longest) }
+        }
+        (Err(_), Some(Err(error)), _) => Model::Unusable { reason: error.to_string() },
+        (Err(source::SourceError::Hub(_)), None, ModelSource::Hub { id, .. }) => {
             Model::ToFetch { parameters_by_name: parameters_by_name(id) }
         }
-        (Err(error), _) => Model::Unusable { reason: error.to_string() },
+        (Err(error), ..) => Model::Unusable { reason: error.to_string() },
     }
 }
 

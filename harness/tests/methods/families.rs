@@ -1,13 +1,14 @@
 //! What methods see of families whose groups are not Llama's: one group for a whole parallel block, ReLU without a gate,
 //! norms behind the parts, experts that read some tokens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use harness::calibrate::observe::{Options, collect};
 use harness::quantize::direct::Direct;
+use harness::quantize::effective_bits;
 use models::{Group, Off, Port, Routed, Site, Tap, token_tensor};
 
-use crate::recipes::{PER_TOKEN, difference, logits, make, oracle, scrambled, try_make};
+use crate::recipes::{PER_TOKEN, difference, logits, make, oracle, scrambled, steps, try_make};
 
 const FAMILIES: [&str; 10] =
     ["cohere", "cohere-plus", "gemma", "gemma2", "gemma3", "mistral", "mixtral", "opt", "qwen2", "qwen3"];
@@ -129,4 +130,21 @@ fn a_batch_gives_what_its_sequences_give_alone_in_every_family() {
             assert!((1e-5..0.5).contains(&rounded), "{name}, {recipe}: rounding moves logits by {rounded:e}");
         }
     }
+}
+
+/// What a plan says of a recipe knows the shapes from config.json; what a cell says has the decoder.
+#[test]
+fn effective_bits_of_a_plan_are_those_of_the_decoder() {
+    // Groups of 8 in some linears only, so that the mean depends on every width.
+    let weights = r#"{ step = "weights", bits = 3, granularity = "tensor", sites = ["o_in"] }, { step = "weights", bits = 4, granularity = "group(8)", symmetric = false, sites = ["down_in"] }"#;
+    let read = r#"{ step = "activations", bits = 8, granularity = "token", sites = ["attn_in", "mlp_in"] }"#;
+    let mut seen = BTreeSet::new();
+    for name in FAMILIES {
+        let decoder = oracle(name);
+        let recipe = steps(&format!("{weights}, {read}"));
+        let planned = effective_bits::planned(&recipe, &decoder.architecture);
+        assert_eq!(planned, effective_bits::of(&recipe, &decoder, &HashMap::new()), "{name}");
+        seen.insert(planned.weights.to_string());
+    }
+    assert!(seen.len() >= 4, "the recipe must tell the families' shapes apart: {seen:?}");
 }
