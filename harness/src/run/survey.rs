@@ -8,11 +8,13 @@ use std::rc::Rc;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::corpus::{self, CorpusError, DataOptions};
 use crate::experiment::{ModelSource, Planned};
-use crate::plan::Plan;
+use crate::plan::{Cell, Plan};
 use crate::quantize::effective_bits;
 use crate::record::EffectiveBits;
+use crate::record::execution::Residence;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
+use crate::run::residence::{self, Choice, Whole};
 use crate::run::{ModelOptions, RunError, TaskError, source};
 
 /// What is there of a plan.
@@ -37,8 +39,8 @@ pub enum Model {
     Here {
         /// Number of parameters.
         parameters: u64,
-        /// Bytes at the peak of a cell.
-        memory: u64,
+        /// What either execution takes.
+        needs: Needs,
     },
     /// It would be fetched from the hub.
     ToFetch {
@@ -50,6 +52,43 @@ pub enum Model {
         /// Why.
         reason: String,
     },
+}
+
+/// What executing a model's cells takes, and how they are executed.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// Bytes at the peak of the greatest cell, with all weights in memory and part by part.
+    pub memory: [u64; 2],
+    /// Seconds of all cells, likewise, where it is known how much text there is.
+    pub seconds: Option<[f64; 2]>,
+    /// Cells that are executed part by part, and of how many.
+    pub streamed: (usize, usize),
+    /// Why cells cannot be, by recipe, each recipe once.
+    pub whole: Vec<(String, Whole)>,
+}
+
+impl Needs {
+    fn of(cells: &[&Cell], source: &source::Source, choice: Choice) -> Self {
+        let a = source.checkpoint.architecture();
+        let peak = |residence| cells.iter().map(|cell| residence::memory(residence, a, cell)).max();
+        let memory = [Residence::Resident, Residence::Streamed].map(|r| peak(r).unwrap_or_default());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let chosen = cells.iter().map(|cell| residence::choose(cell, a, choice));
+        let mut whole: Vec<(String, Whole)> = Vec::new();
+        for cell in cells {
+            if let Err(why) = residence::streamable(cell, a)
+                && !whole.iter().any(|(recipe, _)| *recipe == cell.recipe.name)
+            {
+                whole.push((cell.recipe.name.clone(), why));
+            }
+        }
+        Self {
+            memory,
+            seconds: residence::seconds(a, cells, source.checkpoint.stored_bytes(), threads),
+            streamed: (chosen.filter(|c| *c == Ok(Residence::Streamed)).count(), cells.len()),
+            whole,
+        }
+    }
 }
 
 /// What is there of a cell.
@@ -72,6 +111,7 @@ pub fn survey(
     options: &ModelOptions,
     data: &DataOptions,
     results: &Path,
+    execution: Choice,
 ) -> Result<Survey, StoreError> {
     let (mut calibrations, missing) = Calibrations::load_what_is_there(plan, data);
     let absent: Vec<String> = missing.iter().map(|(name, _)| name.clone()).collect();
@@ -87,7 +127,8 @@ pub fn survey(
         let label = &cell.model.label;
         if !sources.contains_key(label) {
             let source = source::Source::open(&cell.model, &on_disk, &mut |_, _, _| {});
-            models.push((label.clone(), describe(&source, &cell.model.source, cell.longest())));
+            let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.model.label == *label).collect();
+            models.push((label.clone(), describe(&source, &cell.model.source, &cells, execution)));
             sources.insert(label.clone(), source.ok());
         }
         let id = match &sources[label] {
@@ -143,11 +184,13 @@ fn is_to_fetch(fault: &RunError) -> bool {
 fn describe(
     source: &Result<source::Source, source::SourceError>,
     from: &ModelSource,
-    longest: usize,
+    cells: &[&Cell],
+    execution: Choice,
 ) -> Model {
     match (source, from) {
         (Ok(source), _) => {
-            Model::Here { parameters: source.identity.parameters, memory: source.memory(longest) }
+            let needs = Needs::of(cells, source, execution);
+            Model::Here { parameters: source.identity.parameters, needs }
         }
         (Err(source::SourceError::Hub(_)), ModelSource::Hub { id, .. }) => {
             Model::ToFetch { parameters_by_name: parameters_by_name(id) }
@@ -156,12 +199,7 @@ fn describe(
     }
 }
 
-fn state(
-    cell: &crate::plan::Cell,
-    id: &str,
-    store: Option<&Store>,
-    known: bool,
-) -> Result<State, StoreError> {
+fn state(cell: &Cell, id: &str, store: Option<&Store>, known: bool) -> Result<State, StoreError> {
     let planned = cell.planned();
     let Some(store) = store else {
         return Ok(if known { State::Measured(0, planned.len()) } else { State::Unknown });
