@@ -3,10 +3,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/recipes.rs"]
+mod recipes;
 mod support;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Device, Tensor};
+use harness::data::BosPolicy;
+use harness::data::window::windows;
+use harness::quantize::direct::Direct;
+use models::{Checkpoint, Group, Off, Site, Tap, token_tensor};
 use serde_json::Value;
 use support::{Place, perplexity, text};
 
@@ -165,6 +172,83 @@ fn a_checkpoint_that_lacks_a_block_fails_before_anything_is_computed() {
         "{failures:?}"
     );
     assert_eq!(failures.len(), 2);
+}
+
+/// Takes down the residual stream behind every block, and leaves the rest to another tap.
+struct Residuals<'a> {
+    inner: &'a mut dyn Tap,
+    seen: Vec<Vec<f32>>,
+}
+
+impl Tap for Residuals<'_> {
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        self.inner.linears(site, x, group)
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.inner.tensor(site, x)
+    }
+
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        assert_eq!(layer, self.seen.len());
+        self.seen.push(recipes::values(x));
+    }
+}
+
+#[test]
+fn in_lockstep_the_distance_from_the_original_is_taken_behind_every_block() {
+    let place = Place::new(700);
+    let block = perplexity(32, Some(6)) + "against-original = true\n";
+    let (naive, prefixed) = (RECIPES[1].1, RECIPES[6].1);
+    let text = support::experiment(&[("naive", naive), ("prefixed", prefixed)], &[block]);
+    place.write("experiment.toml", text);
+    place.sweep(&["--execution", "streamed", "--results", "a"]).exits_with(0);
+
+    let checkpoint = Checkpoint::open(&place.path("tiny")).unwrap();
+    let original = checkpoint.load(&Device::flex()).unwrap();
+    let words = std::fs::read_to_string(place.path("text.txt")).unwrap();
+    let ids = checkpoint.tokenizer().encode(&words).unwrap();
+    let fed = windows(&ids, Some(1), BosPolicy::Every, 32, Some(6)).unwrap();
+    let input = || token_tensor(&fed, &Device::flex());
+    let mut truth = Residuals { inner: &mut Off, seen: Vec::new() };
+    original.clone().hidden(input(), &mut truth);
+    let mut made = recipes::make(naive, &original, &mut Direct::new(Vec::new(), Some(1)));
+    let mut found = Residuals { inner: &mut made.tap, seen: Vec::new() };
+    made.decoder.hidden(input(), &mut found);
+    let square = |x: f64| x * x;
+    let expected: Vec<f64> = found
+        .seen
+        .iter()
+        .zip(&truth.seen)
+        .map(|(x, y)| {
+            let error: f64 = x.iter().zip(y).map(|(&x, &y)| square(f64::from(x) - f64::from(y))).sum();
+            (error / y.iter().map(|&y| square(f64::from(y))).sum::<f64>()).sqrt()
+        })
+        .collect();
+    assert!(expected.iter().all(|e| *e > 1e-4) && expected.len() == original.blocks.len());
+
+    let records = place.files("a/cells");
+    let mut compared = 0;
+    for (name, bytes) in records.iter().filter(|(name, _)| name.contains("kl-divergence")) {
+        let record: Value = serde_json::from_slice(bytes).unwrap();
+        let cell: Value =
+            serde_json::from_slice(&records[&format!("{}/cell.json", name.split('/').next().unwrap())])
+                .unwrap();
+        let errors = &record["execution"]["residual_errors"];
+        match cell["result"]["steps"][0]["step"].as_str() {
+            Some("weights") => {
+                let errors: Vec<f64> = serde_json::from_value(errors.clone()).unwrap();
+                assert_eq!(errors.len(), expected.len());
+                for (found, expected) in errors.iter().zip(&expected) {
+                    assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
+                }
+                compared += 1;
+            }
+            // Behind a prefix other tokens are fed; of the original there is nothing to say.
+            _ => assert!(errors.is_null(), "{name}: {errors}"),
+        }
+    }
+    assert_eq!(compared, 1);
 }
 
 /// A trained model, where it is at hand.

@@ -199,3 +199,63 @@ pub fn seconds(a: &Architecture, cells: &[&Cell], stored: u64, threads: usize) -
     let read = stored as f64 / READING;
     Some([products + cells.len() as f64 * read, products + read])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::experiment::Experiment;
+    use crate::plan::Plan;
+    use models::Checkpoint;
+
+    fn cells() -> Vec<Cell> {
+        let text = include_str!("../../tests/fixtures/small.toml");
+        Plan::new(&Experiment::parse(text, Path::new("small.toml")).unwrap()).cells
+    }
+
+    /// Llama-2-7B, as its `config.json` has it.
+    fn seven_billion() -> Architecture {
+        let config = include_str!("../../../models/tests/configs/Llama-2-7b-hf.json");
+        let config = models::families::Config(serde_json::from_str(config).unwrap());
+        (config.family().unwrap().read)(&config).unwrap()
+    }
+
+    #[test]
+    fn memory_decides_and_either_can_be_asked_for() {
+        let checkpoint = Checkpoint::builtin("builtin/tiny-llama").unwrap().unwrap();
+        let a = checkpoint.architecture();
+        let cell = &cells()[0];
+        let need = resident(a, &cell.evaluations, cell.longest());
+        let with = |ask, memory| choose(cell, a, Choice { ask, memory });
+        assert_eq!(with(Ask::Auto, Some(need)), Ok(Residence::Resident));
+        assert_eq!(with(Ask::Auto, Some(need - 1)), Ok(Residence::Streamed));
+        assert_eq!(with(Ask::Auto, None), Ok(Residence::Resident));
+        assert_eq!(with(Ask::Resident, Some(1)), Ok(Residence::Resident));
+        assert_eq!(with(Ask::Streamed, Some(u64::MAX)), Ok(Residence::Streamed));
+    }
+
+    #[test]
+    fn a_model_of_seven_billion_takes_26_gib_or_less_than_4() {
+        let a = seven_billion();
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        let cell = &cells()[0];
+        let (all, part) = (resident(&a, &cell.evaluations, 512), streamed(&a, &[], 512));
+        assert!((25.0..27.0).contains(&gib(all)), "{}", gib(all));
+        // Two blocks of 202 M values, and a tensor.
+        assert!((1.7..4.0).contains(&gib(part)), "{}", gib(part));
+    }
+
+    #[test]
+    fn parts_hold_every_parameter_once() {
+        let a = seven_billion();
+        let sum: u64 = Part::all(a.layers).map(|part| part.parameters(&a)).sum();
+        // The final norm belongs to no part, and 4096 values are little of a block.
+        assert!(a.parameters().abs_diff(sum) <= 4096, "{sum}");
+        let a = Checkpoint::builtin("builtin/tiny-llama").unwrap().unwrap().architecture().clone();
+        assert_eq!(a.head, models::architecture::Head::Tied);
+        let blocks: u64 = (0..a.layers).map(|layer| Part::Block(layer).parameters(&a)).sum();
+        let table = (a.vocabulary * a.hidden) as u64;
+        assert!(a.parameters().abs_diff(blocks + table) <= a.hidden as u64);
+    }
+}
