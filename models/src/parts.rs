@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::architecture::{Architecture, Head, Positions};
 use crate::attention::Ropes;
@@ -168,9 +168,10 @@ impl Checkpoint {
             Decoder::part_from_tensors(self.architecture(), names, part, &device, &mut |name, shape| {
                 read.insert(name.to_string());
                 self.find(name, shape)?;
-                // Never written, so that no page of it becomes resident.
-                let length: usize = shape.iter().product();
-                Ok(Tensor::zeros([length], &device))
+                // Zeros straight from the system, never touched, so that no page of them becomes resident.
+                let zeros = vec![0f32; shape.iter().product()];
+                let length = zeros.len();
+                Ok(Tensor::from_data(TensorData::new(zeros, [length]), &device))
             })?;
         }
         self.refuse_surplus(&read)

@@ -8,7 +8,7 @@ use harness::quantize::steps::Step;
 use models::{Blocks, Decoder, Part, token_tensor};
 use serde_json::{Map, Value};
 
-use crate::recipes::{steps, try_make, values, weights};
+use crate::recipes::{steps, try_make, values, weights, without_first};
 use crate::registry::{Subject, oracles, settings};
 
 /// What a part of the whole decoder holds.
@@ -94,7 +94,7 @@ fn part_by_part_a_recipe_comes_to_the_same() {
                 }
                 let mut fed = probes.clone();
                 if whole.decoder.prefix.is_some() {
-                    fed.iter_mut().for_each(|sequence| drop(sequence.remove(0)));
+                    fed = without_first(&fed);
                 }
                 let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
                 assert!(
