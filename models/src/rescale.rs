@@ -210,7 +210,7 @@ impl Decoder {
                     prefix.last = prefix.last.clone() / scales;
                 }
                 (Some(layer), Port::OIn) => {
-                    let values = &mut prefix.cache.blocks_mut()[layer].values;
+                    let values = &mut prefix.cache.block_mut(layer).values;
                     let [_, kv_heads, _, head_dim] = values.dims();
                     let scales = channels(&producer_scales, values).reshape([1, kv_heads, 1, head_dim]);
                     *values = values.clone() / scales;

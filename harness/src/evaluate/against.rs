@@ -80,7 +80,7 @@ impl Original {
             if !progress(batch.start, windows.len()) {
                 return Err(EvaluateError::Interrupted);
             }
-            for window in model.states(&windows[batch].iter().collect::<Vec<_>>()) {
+            for window in model.states(&windows[batch].iter().collect::<Vec<_>>())? {
                 let values = window.try_into_data().expect("the device answers");
                 let values = values.try_into_vec::<f32>().expect("states are f32");
                 states.push(values).map_err(spilling)?;
@@ -191,7 +191,7 @@ pub fn compare(
             compared.divergences[window].extend(divergences(&theirs, &logits));
             compared.scores[window].extend(target_log_likelihoods(logits, wanted));
             compared.original[window].extend(target_log_likelihoods(theirs, wanted));
-        });
+        })?;
         if let Some(error) = broken {
             return Err(error);
         }

@@ -29,6 +29,9 @@ use crate::record::effective_bits::EffectiveBits;
 /// Bits of a value that is not rounded.
 pub const FULL: f64 = 16.0;
 
+/// Groups in order, with the shapes of their linears, `[out, in]`.
+pub type Shapes = Vec<(Site, Vec<[usize; 2]>)>;
+
 /// Bits of a scale.
 const SCALE: f64 = 16.0;
 
@@ -114,7 +117,7 @@ impl GroupTally {
 
 impl Tally {
     /// A model before any step: everything at 16 bits. `shapes` are those of its groups' linears, `[out, in]`.
-    fn new(architecture: &Architecture, shapes: Vec<(Site, Vec<[usize; 2]>)>) -> Self {
+    fn new(architecture: &Architecture, shapes: Shapes) -> Self {
         let (a, h, attention) = (architecture, architecture.hidden, &architecture.attention);
         let group = |(site, shapes): (Site, Vec<[usize; 2]>)| GroupTally {
             site,
@@ -182,8 +185,20 @@ impl Tally {
 
 /// The effective bits of a recipe that has been carried out on a decoder; `kept` is what its `keep` steps have exempted.
 pub fn of(steps: &[Step], decoder: &Decoder, kept: &HashMap<Site, Kept>) -> EffectiveBits {
-    let mut tally = Tally::new(&decoder.architecture, shapes_in(decoder));
-    tally.exact_tokens = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
+    let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
+    of_shapes(steps, &decoder.architecture, shapes_in(decoder), kept, prefix)
+}
+
+/// As [`of`], where the decoder's parts have gone by: the shapes of their groups, and the tokens of their prefix.
+pub fn of_shapes(
+    steps: &[Step],
+    architecture: &Architecture,
+    shapes: Shapes,
+    kept: &HashMap<Site, Kept>,
+    prefix: usize,
+) -> EffectiveBits {
+    let mut tally = Tally::new(architecture, shapes);
+    tally.exact_tokens = prefix;
     for group in &mut tally.groups {
         group.kept = kept.get(&group.site).copied();
     }
@@ -196,13 +211,13 @@ pub fn planned(steps: &[Step], architecture: &Architecture) -> EffectiveBits {
 }
 
 /// The groups of a decoder with the shapes of their linears.
-fn shapes_in(decoder: &Decoder) -> Vec<(Site, Vec<[usize; 2]>)> {
+pub fn shapes_in(decoder: &Decoder) -> Shapes {
     let groups = decoder.groups().into_iter();
     groups.map(|(site, group)| (site, group.linears.iter().map(|l| l.weight.dims()).collect())).collect()
 }
 
 /// The same before its weights are read.
-fn shapes_of(a: &Architecture) -> Vec<(Site, Vec<[usize; 2]>)> {
+fn shapes_of(a: &Architecture) -> Shapes {
     let (h, f) = (a.hidden, a.mlp.intermediate);
     let (q, kv) = (a.attention.heads * a.attention.head_dim, a.attention.kv_heads * a.attention.head_dim);
     let of_block = |layer| {

@@ -7,6 +7,7 @@ use models::{Decoder, Off};
 
 use crate::evaluate::against::{Original, STATES_IN_MEMORY};
 use crate::evaluate::decoder_model::DecoderModel;
+use crate::evaluate::passage::Passage;
 use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Progress};
 use crate::experiment::Evaluation;
@@ -19,16 +20,16 @@ pub struct Originals {
 }
 
 impl Originals {
-    /// Runs the original over an evaluation's windows, where that was not done before in this session.
+    /// Runs the original over an evaluation's windows, where that was not done before in this session; the decoder may be
+    /// its last part, with the passage of the windows through the others.
     ///
     /// # Errors
     /// An interrupted pass, or states that find no place.
     pub fn keep(
         &mut self,
         (model, evaluation): (&str, &str),
-        windows: &[Window],
-        decoder: &mut Decoder,
-        start: Option<u32>,
+        (windows, start): (&[Window], Option<u32>),
+        (decoder, passage): (&mut Decoder, Option<&mut Passage>),
         progress: &mut Progress,
     ) -> Result<(), EvaluateError> {
         if self.model != model {
@@ -38,7 +39,7 @@ impl Originals {
         if !self.kept.contains_key(evaluation) {
             let bound = STATES_IN_MEMORY.saturating_sub(self.kept.values().map(Original::held).sum());
             let mut tap = Off;
-            let mut model = DecoderModel::new(decoder, &mut tap, start);
+            let mut model = DecoderModel::new(decoder, &mut tap, start).behind(passage);
             let original = Original::keep(&mut model, windows, bound, progress)?;
             self.kept.insert(evaluation.to_owned(), original);
         }

@@ -8,6 +8,7 @@ mod recipes;
 
 mod cache;
 mod families;
+mod parts;
 mod registry;
 mod rotation;
 mod rounding;

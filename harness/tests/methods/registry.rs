@@ -14,7 +14,7 @@ use crate::recipes::{
 };
 
 /// What the loop needs to know of a step and method.
-struct Case {
+pub struct Case {
     step: &'static str,
     method: Option<&'static str>,
     /// Keys with which it is tried, the least that it needs first. Small searches: every test runs all of them.
@@ -189,7 +189,7 @@ impl Case {
     }
 
     /// The step alone.
-    fn alone(&self, keys: &str) -> String {
+    pub fn alone(&self, keys: &str) -> String {
         let method = self.method.map(|method| format!("method = {method:?}"));
         let parts = [Some(format!("step = {:?}", self.step)), method, Some(keys.to_string())];
         let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
@@ -206,7 +206,7 @@ impl Case {
         }
     }
 
-    fn with_rest(&self, keys: &str) -> String {
+    pub fn with_rest(&self, keys: &str) -> String {
         format!("{}, {}", self.alone(keys), self.rest())
     }
 
@@ -216,18 +216,18 @@ impl Case {
 }
 
 /// A model, its BOS and its vocabulary.
-struct Subject {
-    name: &'static str,
-    decoder: Decoder,
+pub struct Subject {
+    pub name: &'static str,
+    pub decoder: Decoder,
     start: u32,
 }
 
 impl Subject {
-    fn samples(&self) -> Vec<Vec<u32>> {
+    pub fn samples(&self) -> Vec<Vec<u32>> {
         scrambled(8, 24, self.decoder.architecture.vocabulary, self.start)
     }
 
-    fn calibrator(&self, samples: Vec<Vec<u32>>) -> Direct {
+    pub fn calibrator(&self, samples: Vec<Vec<u32>>) -> Direct {
         let mut calibrator = Direct::new(samples, Some(self.start));
         calibrator.ordinary = (3..self.decoder.architecture.vocabulary as u32).collect();
         calibrator
@@ -239,12 +239,12 @@ impl Subject {
     }
 
     /// Sequences that no calibration has seen.
-    fn probes(&self) -> Vec<Vec<u32>> {
+    pub fn probes(&self) -> Vec<Vec<u32>> {
         scrambled(12, 40, self.decoder.architecture.vocabulary, self.start).split_off(9)
     }
 }
 
-fn oracles() -> Vec<Subject> {
+pub fn oracles() -> Vec<Subject> {
     ORACLES.map(|name| Subject { name, decoder: oracle(name), start: 1 }).into()
 }
 
@@ -254,7 +254,7 @@ fn builtins() -> Vec<Subject> {
 }
 
 /// Every case with every setting.
-fn settings() -> impl Iterator<Item = (&'static Case, &'static str)> {
+pub fn settings() -> impl Iterator<Item = (&'static Case, &'static str)> {
     CASES.iter().flat_map(|case| case.settings.iter().map(move |keys| (case, *keys)))
 }
 

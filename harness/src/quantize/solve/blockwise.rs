@@ -3,20 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::io;
 
 use burn::tensor::Tensor;
 use models::{Decoder, Group, Port, Site, Tap, token_tensor};
 
 use crate::calibrate::moment::SecondMoment;
 use crate::calibrate::observe::TOKENS_PER_BATCH;
+use crate::hidden::Hidden;
 use crate::matrix::{View, add_product};
 use crate::quantize::StepError;
 use crate::quantize::fake_quant::FakeQuant;
 
 /// The residual stream of every sample of a calibration set, before some block.
-#[derive(Clone)]
 pub struct Stream {
-    batches: Vec<Tensor<3>>,
+    batches: Hidden,
     /// Tokens of all samples.
     pub tokens: usize,
 }
@@ -48,12 +49,12 @@ impl Stream {
             return Err(StepError::TooLittle(text));
         }
         let device = decoder.device();
-        let mut batches = Vec::new();
+        let mut batches = Hidden::default();
         let mut rest = fed.as_slice();
         while let Some(first) = rest.first() {
             let most = (TOKENS_PER_BATCH / first.len()).max(1);
             let count = rest.iter().take(most).take_while(|s| s.len() == first.len()).count();
-            batches.push(decoder.embed(token_tensor(&rest[..count], &device)));
+            batches.push(decoder.embed(token_tensor(&rest[..count], &device))).map_err(kept)?;
             rest = &rest[count..];
         }
         Ok(Self { batches, tokens: fed.iter().map(|s| s.len()).sum() })
@@ -75,7 +76,7 @@ impl Stream {
     ) -> Result<Seen, StepError> {
         let mut seen = Seen::default();
         for index in 0..self.batches.len() {
-            let read = self.batch(index, decoder, layer, tap, wanted, advance);
+            let read = self.batch(index, decoder, layer, tap, wanted, advance)?;
             for (port, x) in read {
                 seen.add(port, &values(x.clone()), x.dims()[2]);
             }
@@ -100,8 +101,8 @@ impl Stream {
         let mut seen = Seen::default();
         let (truth, whole) = original;
         for index in 0..self.batches.len() {
-            let read = self.batch(index, decoder, layer, tap, wanted, false);
-            let meant = truth.batch(index, whole, layer, &mut FakeQuant::default(), wanted, false);
+            let read = self.batch(index, decoder, layer, tap, wanted, false)?;
+            let meant = truth.batch(index, whole, layer, &mut FakeQuant::default(), wanted, false)?;
             for ((port, x), (_, meant)) in read.into_iter().zip(meant) {
                 let channels = x.dims()[2];
                 let (x, meant) = (values(x), values(meant));
@@ -121,15 +122,18 @@ impl Stream {
 
     /// Σ x² by channel of what the linears of the ports `wanted` read, without a tap; the stream is behind the block
     /// afterwards.
+    ///
+    /// # Errors
+    /// Hidden states that find no place.
     pub fn squares(
         &mut self,
         decoder: &mut Decoder,
         layer: usize,
         wanted: &[Port],
-    ) -> BTreeMap<Port, Vec<f64>> {
+    ) -> Result<BTreeMap<Port, Vec<f64>>, StepError> {
         let mut squares: BTreeMap<Port, Vec<f64>> = BTreeMap::new();
         for index in 0..self.batches.len() {
-            for (port, x) in self.batch(index, decoder, layer, &mut FakeQuant::default(), wanted, true) {
+            for (port, x) in self.batch(index, decoder, layer, &mut FakeQuant::default(), wanted, true)? {
                 let channels = x.dims()[2];
                 let sums = squares.entry(port).or_insert_with(|| vec![0.0; channels]);
                 for row in values(x).chunks(channels) {
@@ -137,7 +141,7 @@ impl Stream {
                 }
             }
         }
-        squares
+        Ok(squares)
     }
 
     /// One batch through the block; what the wanted ports' linears read.
@@ -149,26 +153,39 @@ impl Stream {
         tap: &mut FakeQuant,
         wanted: &[Port],
         advance: bool,
-    ) -> Vec<(Port, Tensor<3>)> {
+    ) -> Result<Vec<(Port, Tensor<3>)>, StepError> {
         let last = if advance { None } else { wanted.iter().copied().max() };
         let mut look = Look { tap, wanted, last, read: Vec::new() };
-        let x = self.batches[index].clone();
+        let x = self.batches.get(index, &decoder.device()).map_err(kept)?;
         let out = decoder.through_block(layer, x, &mut look);
         let read = look.read;
         if advance {
-            self.batches[index] = out;
+            self.batches.put(index, out).map_err(kept)?;
         }
-        read
+        Ok(read)
+    }
+
+    /// The same states once more, to be led another way.
+    ///
+    /// # Errors
+    /// Hidden states that find no place.
+    pub fn copied(&mut self, decoder: &Decoder) -> Result<Self, StepError> {
+        let batches = self.batches.copied(&decoder.device()).map_err(kept)?;
+        Ok(Self { batches, tokens: self.tokens })
     }
 
     /// The second moment of what the output head reads, once the stream is behind the last block.
-    pub fn head(&self, decoder: &Decoder, tap: &FakeQuant) -> SecondMoment {
+    ///
+    /// # Errors
+    /// Hidden states that cannot be read again.
+    pub fn head(&mut self, decoder: &Decoder, tap: &FakeQuant) -> Result<SecondMoment, StepError> {
         let mut moment = SecondMoment::new(decoder.architecture.hidden);
-        for x in &self.batches {
-            let hidden = decoder.final_norm.forward(x.clone());
+        for index in 0..self.batches.len() {
+            let x = self.batches.get(index, &decoder.device()).map_err(kept)?;
+            let hidden = decoder.final_norm.forward(x);
             moment.add(&values(decoder.logits(hidden, &mut Read(tap))));
         }
-        moment
+        Ok(moment)
     }
 }
 
@@ -193,6 +210,10 @@ impl Seen {
         }
         Ok(())
     }
+}
+
+fn kept(error: io::Error) -> StepError {
+    StepError::States(error.to_string())
 }
 
 fn values(x: Tensor<3>) -> Vec<f32> {

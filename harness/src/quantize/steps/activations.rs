@@ -165,6 +165,10 @@ impl Method for Activations {
         }
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn store(&self, tally: &mut Tally) {
         let Some(grid) = admissible::grid(self.bits, self.symmetric, self.convention) else { return };
         for group in &mut tally.groups {

@@ -273,6 +273,10 @@ impl Method for Weights {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn store(&self, tally: &mut Tally) {
         let Some(grid) = self.grid() else { return };
         let sharing = |out: usize, input: usize| match self.granularity {
@@ -341,7 +345,7 @@ impl Weights {
     }
 
     fn round_embeddings(&self, decoder: &mut Decoder, grid: Grid) -> Result<(), StepError> {
-        if self.embeddings {
+        if self.embeddings && decoder.has_table() {
             // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
             let [_, channels] = decoder.embedding.dims();
             gptq::check_width("embeddings", self.granularity, self.ragged, channels)?;

@@ -94,16 +94,20 @@ impl Channels {
             return Ok(sites.map(|(&site, seen)| (site, seen.mean_magnitude())).collect());
         }
         let samples = model.calibrator.samples().to_vec();
-        let mut stream = Stream::begin(model.decoder, &samples, model.calibrator.start())?;
+        let mut stream = match model.carried.take() {
+            Some(stream) => stream,
+            None => Stream::begin(model.decoder, &samples, model.calibrator.start())?,
+        };
         let layers = model.decoder.architecture.layers;
         let mut found = BTreeMap::new();
-        for layer in 0..layers {
+        for layer in model.decoder.blocks.layers() {
             if !model.calibrator.progress(layer, layers) {
                 return Err(StepError::Interrupted);
             }
-            let squares = stream.squares(model.decoder, layer, &ports);
+            let squares = stream.squares(model.decoder, layer, &ports)?;
             found.extend(squares.into_iter().map(|(port, sums)| (Site::block(layer, port), sums)));
         }
+        model.carried.put(stream);
         Ok(found)
     }
 }
@@ -147,6 +151,10 @@ impl Method for Channels {
 
     fn needs_calibration(&self) -> bool {
         true
+    }
+
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {

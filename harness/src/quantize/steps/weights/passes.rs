@@ -19,6 +19,33 @@ use crate::quantize::{ModelInFlight, StepError};
 /// λ when the recipe does not say.
 pub(super) const DAMPING: f64 = 0.01;
 
+/// The streams of a step that reads inputs, as they go from part to part.
+struct Streams {
+    /// Of the present model.
+    stream: Stream,
+    /// Of the unrounded model, for GPTAQ.
+    original: Option<Stream>,
+}
+
+impl Streams {
+    /// On the part that holds the table, which is rounded too where the step says so.
+    fn begin(step: &Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
+        let samples = model.calibrator.samples().to_vec();
+        let start = model.calibrator.start();
+        // The unrounded model reads the unrounded table.
+        let mut whole = Stream::begin(model.decoder, &samples, start)?;
+        let original = step.asymmetric_calibration.map(|_| whole.copied(model.decoder)).transpose()?;
+        step.round_embeddings(model.decoder, grid)?;
+        let stream = match step.inputs() {
+            HessianInputs::Wq | HessianInputs::Waq if step.embeddings => {
+                Stream::begin(model.decoder, &samples, start)?
+            }
+            _ => whole,
+        };
+        Ok(Self { stream, original })
+    }
+}
+
 /// The passes of a step that reads inputs.
 pub(super) struct Passes<'a> {
     step: &'a Weights,
@@ -49,18 +76,11 @@ impl<'a> Passes<'a> {
             return Err(StepError::Statistics(text.into()));
         }
         let layouts = model.tap.layouts.clone();
-        let samples = model.calibrator.samples().to_vec();
-        let start = model.calibrator.start();
-        // The unrounded model reads the unrounded table.
-        let whole = Stream::begin(model.decoder, &samples, start)?;
-        let original = step.asymmetric_calibration.map(|_| (whole.clone(), model.decoder.clone()));
-        step.round_embeddings(model.decoder, grid)?;
-        let stream = match step.inputs() {
-            HessianInputs::Wq | HessianInputs::Waq if step.embeddings => {
-                Stream::begin(model.decoder, &samples, start)?
-            }
-            _ => whole,
+        let Streams { stream, original } = match model.carried.take::<Streams>() {
+            Some(streams) => streams,
+            None => Streams::begin(step, grid, model)?,
         };
+        let original = original.map(|original| (original, model.decoder.clone()));
         let static_groups = step.groups == Some(Groups::Static);
         let settings = Settings { fit: step.fit(grid), static_groups, block: gptq::BLOCK };
         Ok(Self { step, settings, stream, original, layouts, groups: 0, sites: Map::new() })
@@ -74,7 +94,7 @@ impl<'a> Passes<'a> {
             HessianInputs::Fp | HessianInputs::Wq => FakeQuant::default(),
         };
         let has_head = self.step.rounds(Port::HeadIn, model.tap.kept.get(&Site::HEAD).copied());
-        for layer in 0..layers {
+        for layer in model.decoder.blocks.layers() {
             if !model.calibrator.progress(layer, layers) {
                 return Err(StepError::Interrupted);
             }
@@ -88,8 +108,8 @@ impl<'a> Passes<'a> {
             let is_needed = layer + 1 < layers || has_head;
             self.block(model.decoder, layer, &mut tap, &wanted, is_needed)?;
         }
-        if has_head {
-            let moment = self.stream.head(model.decoder, &tap);
+        if has_head && model.decoder.has_head() {
+            let moment = self.stream.head(model.decoder, &tap)?;
             let seen = Seen { moments: [(Port::HeadIn, moment)].into(), ..Seen::default() };
             self.solve(Site::HEAD, &mut model.decoder.head, &seen);
         }
@@ -97,6 +117,7 @@ impl<'a> Passes<'a> {
         report.insert("groups".into(), self.groups.into());
         report.insert("calibration-tokens".into(), self.stream.tokens.into());
         report.insert("sites".into(), self.sites.into());
+        model.carried.put(Streams { stream: self.stream, original: self.original.map(|(stream, _)| stream) });
         Ok(report)
     }
 
