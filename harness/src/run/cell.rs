@@ -224,7 +224,7 @@ impl Sweep<'_> {
         }
         let statistics = self.publish_statistics(source, set.as_deref(), fresh, read, &underway)?;
         if self.store.cell(id)?.is_none() {
-            let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap.kept);
+            let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap);
             let result = CellResult {
                 id: id.into(),
                 model: source.identity.clone(),
