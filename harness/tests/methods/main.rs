@@ -7,9 +7,11 @@
 mod recipes;
 
 mod cache;
+mod experts;
 mod families;
 mod registry;
 mod rotation;
 mod rounding;
 mod smoothing;
 mod tuning;
+mod tuning_hosts;

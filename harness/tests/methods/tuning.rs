@@ -24,22 +24,22 @@ use crate::recipes::{
     ORACLES, builtin, difference, logits, make, mse, oracle, scrambled, steps, try_make, values, weights,
 };
 
-const HOST: &str = r#"{ step = "weights", bits = 4, granularity = "group(8)" },
-    { step = "activations", bits = 4, granularity = "group(8)" }"#;
+pub const HOST: &str = r#"{ step = "weights", bits = 4, granularity = "group(4)" },
+    { step = "activations", bits = 4, granularity = "group(4)" }"#;
 
-const MSE: Objective = Objective { loss: Loss::Mse, unit: 1.0 };
+pub const MSE: Objective = Objective { loss: Loss::Mse, unit: 1.0 };
 
 /// A host's recipe with the step behind it.
-fn tuned(host: &str, keys: &str) -> String {
+pub fn tuned(host: &str, keys: &str) -> String {
     format!(r#"{host}, {{ step = "tune", method = "bisup-style", {keys} }}"#)
 }
 
-fn calibrator(decoder: &Decoder, start: u32) -> Direct {
+pub fn calibrator(decoder: &Decoder, start: u32) -> Direct {
     Direct::new(scrambled(8, 24, decoder.architecture.vocabulary, start), Some(start))
 }
 
 /// Round to nearest at every site of every block.
-fn hosts(decoder: &Decoder, bits: u8, granularity: Granularity) -> HashMap<Site, Host> {
+pub fn hosts(decoder: &Decoder, bits: u8, granularity: Granularity) -> HashMap<Site, Host> {
     let host = Host { grid: Grid::new(bits, Convention::Absmax), granularity, ragged: false, clip: 1.0 };
     decoder
         .groups()
@@ -49,7 +49,7 @@ fn hosts(decoder: &Decoder, bits: u8, granularity: Granularity) -> HashMap<Site,
         .collect()
 }
 
-fn everything() -> Options {
+pub fn everything() -> Options {
     Options {
         clipping: true,
         smoothing: Some(SmoothingOptions { alpha: 0.5, bound: 2.0 }),
@@ -67,7 +67,7 @@ fn numbers(count: usize, step: usize) -> Vec<f32> {
 }
 
 /// What is learned, far from where it begins.
-fn learned(block: &PlainBlock, decoder: &Decoder) -> Learned {
+pub fn learned(block: &PlainBlock, decoder: &Decoder) -> Learned {
     let mut learned = Learned::start(block, decoder, &everything(), None);
     for (s, site) in learned.sites.iter_mut().enumerate() {
         if let Some(smoothing) = &mut site.smoothing {
@@ -89,7 +89,7 @@ fn unrounded(mut block: PlainBlock) -> PlainBlock {
 }
 
 /// The residual stream before block `layer`.
-fn stream(decoder: &mut Decoder, layer: usize, start: u32) -> Tensor<3> {
+pub fn stream(decoder: &mut Decoder, layer: usize, start: u32) -> Tensor<3> {
     let tokens = scrambled(1, 20, decoder.architecture.vocabulary, start);
     let mut x = decoder.embed(token_tensor(&tokens, &decoder.device()));
     for layer in 0..layer {
@@ -98,7 +98,7 @@ fn stream(decoder: &mut Decoder, layer: usize, start: u32) -> Tensor<3> {
     x
 }
 
-fn random_like(x: &Tensor<3>) -> Tensor<3> {
+pub fn random_like(x: &Tensor<3>) -> Tensor<3> {
     let dims = x.dims();
     Tensor::from_data(TensorData::new(numbers(dims.iter().product(), 617), dims), &Device::flex())
 }
@@ -113,7 +113,7 @@ fn before_it_is_trained_it_is_the_host_bit_by_bit() {
         tap.rules = host.tap.rules.clone();
         for layer in 0..original.blocks.len() {
             let block =
-                PlainBlock::of(&decoder, layer, &hosts(&original, 4, Granularity::Group(8)), &tap).unwrap();
+                PlainBlock::of(&decoder, layer, &hosts(&original, 4, Granularity::Group(4)), &tap).unwrap();
             let mut learned = Learned::start(&block, &decoder, &everything(), None);
             for linear in learned.sites.iter_mut().flat_map(|site| &mut site.linears) {
                 let clips = linear.clips.as_mut().unwrap();
@@ -165,7 +165,7 @@ fn what_is_trained_is_what_ships() {
                 let mut block = PlainBlock::of(
                     &decoder,
                     1,
-                    &hosts(&decoder, bits.unwrap_or(4), Granularity::Group(8)),
+                    &hosts(&decoder, bits.unwrap_or(4), Granularity::Group(4)),
                     &tap,
                 )
                 .unwrap();
@@ -255,7 +255,7 @@ fn gradients_of_a_branch_are_finite_differences() {
     let decoder = oracle("llama3");
     let mut tap = FakeQuant::default();
     tap.rules = make(HOST, &decoder, &mut calibrator(&decoder, 1)).tap.rules;
-    let block = PlainBlock::of(&decoder, 1, &hosts(&decoder, 4, Granularity::Group(8)), &tap).unwrap();
+    let block = PlainBlock::of(&decoder, 1, &hosts(&decoder, 4, Granularity::Group(4)), &tap).unwrap();
     let learned = learned(&block, &decoder);
     let x = stream(&mut decoder.clone(), 1, 1);
     let target = random_like(&x);
@@ -317,11 +317,11 @@ fn gradients_of_clips_have_the_right_sign() {
     assert!(order.len() >= 10 && agree >= 9, "{agree} of 10");
 }
 
-fn blocks(fitted: &serde_json::Map<String, Value>) -> Vec<&Value> {
+pub fn blocks(fitted: &serde_json::Map<String, Value>) -> Vec<&Value> {
     fitted["2.tune"]["blocks"].as_object().unwrap().values().collect()
 }
 
-fn number(value: &Value) -> f64 {
+pub fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
@@ -395,7 +395,7 @@ fn scales_stay_within_their_bounds_and_three_bits_give_no_nan() {
         let decoder = oracle(name);
         let rules = r#"{ step = "activations", bits = 3, granularity = "group(8)" }"#;
         let mut tap = make(rules, &decoder, &mut calibrator(&decoder, 1)).tap;
-        let block = PlainBlock::of(&decoder, 1, &hosts(&decoder, 3, Granularity::Group(8)), &tap).unwrap();
+        let block = PlainBlock::of(&decoder, 1, &hosts(&decoder, 3, Granularity::Group(4)), &tap).unwrap();
         let largest: HashMap<Site, Vec<f32>> = block
             .sites
             .iter()
