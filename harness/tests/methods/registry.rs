@@ -165,8 +165,8 @@ const CASES: &[Case] = &[
         step: "tune",
         method: Some("bisup-style"),
         settings: &[
+            "samples = 2, held-out = 1, length = 16, epochs = 1, components = [\"low-rank\"], rank = 16, start = \"svd\"",
             "samples = 3, held-out = 2, length = 16, epochs = 1",
-            "samples = 2, held-out = 1, length = 16, epochs = 1, components = [\"low-rank\"], rank = 2, start = \"svd\"",
         ],
         mildest: Some("samples = 2, held-out = 1, epochs = 0, components = [\"low-rank\"]"),
         order: &[("samples", "the last of them decide, and each moves what the next one meets")],
