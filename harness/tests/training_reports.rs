@@ -88,7 +88,7 @@ fn growing(blocks: &[f64]) -> Value {
 fn example() -> Contents {
     let grown = growing(&[0.01, 0.02, 0.05]);
     store(&[
-        ("original", json!([]), 10.0, growing(&[1e-6, 1e-6, 2e-6])),
+        ("original", json!([]), 10.0, growing(&[1e-3, 1e-3, 2e-3])),
         ("full", steps(4, &["clipping", "smoothing", "low-rank"], 0), 14.0, grown.clone()),
         ("host", steps(4, &[], 0), 20.0, grown.clone()),
         ("c", steps(4, &["clipping"], 0), 16.0, grown.clone()),
@@ -169,16 +169,23 @@ fn figures_name_what_they_show() {
     assert_eq!(drawings.len(), 1);
     assert!(texts(&drawings[0]).contains(&"clipping + smoothing"), "{:?}", texts(&drawings[0]));
 
-    // Eight recipes: six and two, each with the noise floor.
+    // Six recipes of four bits, one of three, one of weights alone, each with the noise floor, which is near.
     let drawings = draw(&contents, "error-growth");
-    assert_eq!(drawings.len(), 2);
+    assert_eq!(drawings.len(), 3);
     for drawing in &drawings {
         let texts = texts(drawing);
         for said in ["noise floor", "queries of every block", "queries of the last block", "next token"] {
             assert!(texts.contains(&said), "{said}: {texts:?}");
         }
     }
-    assert!(texts(&drawings[0]).contains(&"host") && texts(&drawings[1]).contains(&"weights"));
+    for (drawing, recipe) in drawings.iter().zip(["host", "other", "weights"]) {
+        assert!(texts(drawing).contains(&recipe), "{recipe}: {:?}", texts(drawing));
+    }
+    let mut far = contents.clone();
+    let of_floor = |m: &&mut Envelope<MeasurementResult>| m.result.metric.ends_with("noise-floor");
+    let Value::Object(detail) = growing(&[1e-6]) else { unreachable!() };
+    far.measurements.iter_mut().find(of_floor).unwrap().result.detail = detail;
+    assert!(draw(&far, "error-growth").iter().all(|drawing| !texts(drawing).contains(&"noise floor")));
     // Records from before growth was measured.
     let old = store(&[("original", json!([]), 10.0, json!({})), ("host", steps(4, &[], 0), 20.0, json!({}))]);
     assert!(draw(&old, "error-growth").is_empty());

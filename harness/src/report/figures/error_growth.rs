@@ -1,8 +1,8 @@
 //! `error-growth`: how errors grow through the blocks of a model and along its sequences, one line for each recipe.
 //!
-//! One drawing for each perplexity protocol that compares with the original, model, and at most six recipes: the error of
-//! the queries of every block, that of the last block by position, and the KL divergence by position. Grey is the noise floor. Records from
-//! before these were measured have no drawing.
+//! One drawing for each perplexity protocol that compares with the original, model, widths of the grids, and at most six
+//! recipes: the error of the queries of every block, that of the last block by position, and the KL divergence by position.
+//! Grey is the noise floor, where it is near. Records from before these were measured have no drawing.
 //!
 //! # Reference
 //! The vertical and the horizontal growth of errors are what BiSup (arXiv:2405.15346) speaks of in its abstract; its figures
@@ -17,7 +17,8 @@ use crate::report::drawing::canvas::{Canvas, RADIUS, STROKE, Sample};
 use crate::report::drawing::panel::{Panel, panels};
 use crate::report::drawing::{Colour, Drawing, Mark, palette};
 use crate::report::observed::is_positive;
-use crate::report::pivot::{distinct, row_key};
+use crate::report::pivot::distinct;
+use crate::report::recipes::{self, Draw};
 use crate::report::rows::{self, ORIGINAL, Outcome, Row};
 
 /// See the module.
@@ -46,23 +47,53 @@ impl Figure for ErrorGrowth {
     }
 
     fn draw(&self, contents: &Contents) -> Result<Vec<Drawing>, ReportError> {
-        let rows = rows::rows(contents);
-        let lines: Vec<(&str, &str, Line)> = rows
-            .iter()
-            .filter_map(|row| Some((protocol(row.metric)?, row.cell.model.as_str(), Line::of(row)?)))
-            .collect();
+        let place =
+            |row: &Row<'_>| contents.manifest.recipes.iter().position(|name| *name == row.cell.recipe);
+        let mut rows = rows::rows(contents);
+        // Recipes that need no calibration set stand first in a plan; here they stand where the experiment has them.
+        rows.sort_by_key(place);
+        let lines: Vec<Shown<'_>> = rows.iter().filter_map(|row| Shown::of(contents, row)).collect();
+        let recipes = lines.iter().filter(|shown| !shown.line.floor);
+        let mut draws = distinct(recipes.map(|shown| shown.line.draw));
+        // A recipe that draws less than others belongs to each of their draws.
+        let specified = |draw: &Draw<'_>| usize::from(draw.0.is_some()) + usize::from(draw.1.is_some());
+        let most = draws.iter().map(specified).max().unwrap_or(0);
+        draws.retain(|draw| specified(draw) == most);
         let mut drawings = Vec::new();
-        for (protocol, model) in distinct(lines.iter().map(|(protocol, model, _)| (*protocol, *model))) {
-            let here =
-                || lines.iter().filter(move |line| (line.0, line.1) == (protocol, model)).map(|line| &line.2);
-            let floor: Vec<&Line> = here().filter(|line| line.floor).take(1).collect();
-            let recipes: Vec<&Line> = here().filter(|line| !line.floor).collect();
+        let kinds = lines.iter().filter(|shown| !shown.line.floor);
+        let kinds = kinds.map(|shown| (shown.protocol, shown.model, shown.widths.as_str()));
+        for (protocol, model, widths) in distinct(kinds) {
+            let here = lines.iter().filter(|shown| (shown.protocol, shown.model) == (protocol, model));
+            let (floor, recipes): (Vec<&Shown<'_>>, Vec<&Shown<'_>>) =
+                here.partition(|shown| shown.line.floor);
+            let recipes: Vec<&Line<'_>> =
+                recipes.iter().filter(|shown| shown.widths == widths).map(|shown| &shown.line).collect();
             for recipes in recipes.chunks(MOST) {
-                let shown: Vec<&Line> = recipes.iter().chain(&floor).copied().collect();
-                drawings.push(draw(protocol, model, &shown));
+                let mut shown = recipes.to_vec();
+                shown.extend(floor.iter().map(|shown| &shown.line).find(|floor| floor.is_near(recipes)));
+                drawings.push(draw((protocol, model, widths), &shown, &draws));
             }
         }
         Ok(drawings)
+    }
+}
+
+/// A line, and where it is shown.
+struct Shown<'a> {
+    protocol: &'a str,
+    model: &'a str,
+    /// `W4A4KV4`
+    widths: String,
+    line: Line<'a>,
+}
+
+impl<'a> Shown<'a> {
+    fn of(contents: &Contents, row: &Row<'a>) -> Option<Self> {
+        let cell = contents.cells.iter().find(|cell| cell.result.id == row.cell.id)?;
+        let name = recipes::grid_name(&cell.result.steps.iter().collect::<Vec<_>>());
+        let widths = name.split(',').next().unwrap_or_default().to_owned();
+        let (protocol, model) = (protocol(row.metric)?, row.cell.model.as_str());
+        Some(Self { protocol, model, widths, line: Line::of(row)? })
     }
 }
 
@@ -73,8 +104,9 @@ fn protocol(metric: &str) -> Option<&str> {
 }
 
 /// What is drawn of one recipe.
-struct Line {
-    name: String,
+struct Line<'a> {
+    recipe: &'a str,
+    draw: Draw<'a>,
     floor: bool,
     /// By block.
     blocks: Vec<(u32, f64)>,
@@ -84,27 +116,36 @@ struct Line {
     divergences: Vec<(f64, f64)>,
 }
 
-impl Line {
-    fn of(row: &Row<'_>) -> Option<Self> {
+impl<'a> Line<'a> {
+    fn of(row: &Row<'a>) -> Option<Self> {
         protocol(row.metric)?;
         let Outcome::Measured(found) = row.outcome else { return None };
         if !row.last {
             return None;
         }
         let blocks = numbers(found, "queries-by-block")?;
-        let (recipe, calibration, seed) = row_key(row);
-        let floor = recipe == ORIGINAL;
-        let calibration = calibration.map(|name| format!(" · {name}")).unwrap_or_default();
-        let seed = seed.map(|seed| format!(" · seed {seed}")).unwrap_or_default();
-        let name = if floor { "noise floor".to_owned() } else { format!("{recipe}{calibration}{seed}") };
+        let recipe = row.cell.recipe.as_str();
         let line = Self {
-            name,
-            floor,
+            recipe,
+            draw: (row.cell.calibration.as_deref(), row.cell.seed),
+            floor: recipe == ORIGINAL,
             blocks: blocks.into_iter().filter(|(_, error)| is_positive(*error)).collect(),
             queries: spans(found, "queries-by-position"),
             divergences: spans(found, "by-position"),
         };
         (!line.blocks.is_empty()).then_some(line)
+    }
+
+    /// Whether the line of a noise floor leaves the others room.
+    fn is_near(&self, others: &[&Line<'_>]) -> bool {
+        const NEAR: f64 = 0.01;
+        let largest = self.blocks.iter().map(|(_, error)| *error).fold(0.0, f64::max);
+        let others = others.iter().flat_map(|line| &line.blocks);
+        largest > NEAR * others.map(|(_, error)| *error).fold(f64::INFINITY, f64::min)
+    }
+
+    fn name(&self, draws: &[Draw<'_>]) -> String {
+        if self.floor { "noise floor".to_owned() } else { recipes::with_draw(self.recipe, self.draw, draws) }
     }
 }
 
@@ -123,37 +164,37 @@ fn spans(found: &MeasurementResult, key: &str) -> Vec<(f64, f64)> {
     spans.iter().filter_map(of).filter(|(_, mean)| is_positive(*mean)).collect()
 }
 
-fn style(place: usize, line: &Line) -> (Colour, Mark) {
+fn style(place: usize, line: &Line<'_>) -> (Colour, Mark) {
     if line.floor { (Colour::GREY, Mark::Circle) } else { palette::series(place) }
 }
 
-fn draw(protocol: &str, model: &str, lines: &[&Line]) -> Drawing {
+fn draw((protocol, model, widths): (&str, &str, &str), lines: &[&Line<'_>], draws: &[Draw<'_>]) -> Drawing {
     let mut canvas = Canvas::default();
-    let y = canvas.title(&format!("Growth of errors: {model}"), protocol);
+    let y = canvas.title(&format!("Growth of errors at {widths}: {model}"), protocol);
     let entries: Vec<_> = lines
         .iter()
         .enumerate()
         .map(|(i, line)| {
             let (colour, mark) = style(i, line);
-            (Sample::Marked(mark), colour, line.name.clone())
+            (Sample::Marked(mark), colour, line.name(draws))
         })
         .collect();
     let y = canvas.legend(&entries, y + 8.0);
     let (plots, end) = panels(3, 2, y, HEIGHT);
     by_block(&mut canvas, &plots[0], lines);
-    let queries = |line: &Line| line.queries.clone();
+    let queries = |line: &Line<'_>| line.queries.clone();
     by_position(&mut canvas, &plots[1], lines, ("queries of the last block", "relative error", &queries));
-    let divergences = |line: &Line| line.divergences.clone();
+    let divergences = |line: &Line<'_>| line.divergences.clone();
     by_position(&mut canvas, &plots[2], lines, ("next token", "KL, nats", &divergences));
     let caption = format!(
-        "How errors of {model} grow beside the original: relative squared errors of every block's queries, those of the \
+        "How errors of {model} at {widths} grow beside the original: relative squared errors of every block's queries, those of the \
          last block by position, and the KL divergence of the next token by position, in spans that double. Means over \
          tokens of {protocol}; queries over the first ones. Logarithmic; every panel has its own axis."
     );
-    canvas.finish(file_stem(&format!("error-growth/{model}/{protocol}")), caption, end)
+    canvas.finish(file_stem(&format!("error-growth/{model}/{widths}/{protocol}")), caption, end)
 }
 
-fn by_block(canvas: &mut Canvas, panel: &Panel, lines: &[&Line]) {
+fn by_block(canvas: &mut Canvas, panel: &Panel, lines: &[&Line<'_>]) {
     let all = || lines.iter().flat_map(|line| &line.blocks);
     let count = all().map(|(block, _)| block + 1).max().unwrap_or(1);
     let (upright, level) = (panel.upright(all().map(|(_, error)| *error)), panel.blocks(count));
@@ -168,9 +209,9 @@ fn by_block(canvas: &mut Canvas, panel: &Panel, lines: &[&Line]) {
 }
 
 /// A panel by position: its heading, the name of its upright axis, and what is shown of a line.
-type ByPosition<'a> = (&'a str, &'a str, &'a dyn Fn(&Line) -> Vec<(f64, f64)>);
+type ByPosition<'a> = (&'a str, &'a str, &'a dyn Fn(&Line<'_>) -> Vec<(f64, f64)>);
 
-fn by_position(canvas: &mut Canvas, panel: &Panel, lines: &[&Line], (heading, axis, of): ByPosition<'_>) {
+fn by_position(canvas: &mut Canvas, panel: &Panel, lines: &[&Line<'_>], (heading, axis, of): ByPosition<'_>) {
     let all: Vec<(f64, f64)> = lines.iter().flat_map(|line| of(line)).collect();
     let upright = panel.upright(all.iter().map(|(_, value)| *value));
     let level = panel.level(all.iter().map(|(position, _)| *position));
