@@ -12,6 +12,7 @@
 //! | [`hadamard`] | orthogonal transforms of any order, fast |
 //! | [`rescale`] | moving a scale from an activation's channel into the weights around it |
 //! | [`rotate`] | turning activations by orthogonal matrices, in the weights around them or in the forward pass |
+//! | [`shapes`] | the groups of linear layers of an architecture, before a weight is read |
 //! | [`site`] | its observable places, and the trait through which they are seen and changed |
 //! | [`hub`] | checkpoints and data files from the Hugging Face hub, through its cache |
 //! | [`builtin`] | what ships with the program |
@@ -36,6 +37,7 @@ pub mod packed;
 pub mod parts;
 pub mod rescale;
 pub mod rotate;
+pub mod shapes;
 pub mod simd;
 pub mod site;
 pub mod stories;

@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
+use models::architecture::Architecture;
 use models::kernel::on_host;
-use models::{Decoder, Off, Tap, simd, token_tensor};
+use models::{Decoder, Group, Off, Port, Routed, Site, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decode::{self, Mode};
@@ -170,6 +171,29 @@ impl<'a> DecoderModel<'a> {
         Ok(states)
     }
 
+    /// What it is.
+    pub(super) fn architecture(&self) -> &Architecture {
+        &self.decoder.architecture
+    }
+
+    /// How many tokens at the beginning of a sequence are not fed, because a prefix takes their place.
+    pub(super) fn dropped(&self, fed: &[u32]) -> usize {
+        usize::from(self.decoder.stands_for_first(self.start, fed))
+    }
+
+    /// Shows the queries that every block makes of a sequence, before their rotary embedding, `[1, tokens, channels]`: in one
+    /// pass, without what a prefix stands for.
+    pub(super) fn queries(&mut self, fed: &[u32], visit: &mut dyn FnMut(usize, &Tensor<3>)) {
+        let fed = &fed[self.dropped(fed)..];
+        if fed.is_empty() {
+            return;
+        }
+        let device = self.decoder.device();
+        let mut look = Look { tap: &mut *self.tap, visit };
+        self.decoder.hidden(token_tensor(&[fed], &device), &mut look);
+        self.tokens += fed.len() as u64;
+    }
+
     /// A decoder that makes logits of hidden states with the weights of now, and holds no others.
     pub fn head(&self) -> Decoder {
         let mut head = self.decoder.clone();
@@ -181,7 +205,7 @@ impl<'a> DecoderModel<'a> {
     }
 
     /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.
-    pub fn workspace_bytes(architecture: &models::architecture::Architecture, length: usize) -> u64 {
+    pub fn workspace_bytes(architecture: &Architecture, length: usize) -> u64 {
         let a = architecture;
         let tokens = length * batch_of(length);
         let heads = a.attention.heads * a.attention.head_dim;
@@ -191,9 +215,41 @@ impl<'a> DecoderModel<'a> {
     }
 
     /// Bytes of a slice of logits.
-    pub fn logits_bytes(architecture: &models::architecture::Architecture, length: usize) -> u64 {
+    pub fn logits_bytes(architecture: &Architecture, length: usize) -> u64 {
         let vocabulary = architecture.vocabulary;
         4 * (length * vocabulary).min(LOGITS_AT_ONCE.max(vocabulary)) as u64
+    }
+}
+
+/// Shows queries, and leaves the work to another tap.
+struct Look<'a> {
+    tap: &'a mut dyn Tap,
+    visit: &'a mut dyn FnMut(usize, &Tensor<3>),
+}
+
+impl Tap for Look<'_> {
+    fn begin(&mut self, past: usize) {
+        self.tap.begin(past);
+    }
+
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        let outputs = self.tap.linears(site, x, group);
+        if let (Some(layer), Port::AttnIn) = (site.layer, site.port) {
+            (self.visit)(layer, &outputs[0]);
+        }
+        outputs
+    }
+
+    fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
+        self.tap.routed(site, x, group, routed)
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.tap.tensor(site, x)
+    }
+
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        self.tap.residual(layer, x);
     }
 }
 

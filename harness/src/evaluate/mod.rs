@@ -5,6 +5,7 @@
 pub mod against;
 pub mod decode;
 pub mod decoder_model;
+pub mod growth;
 pub mod items;
 pub mod metrics;
 pub mod noise;

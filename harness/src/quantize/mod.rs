@@ -12,7 +12,9 @@
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`likelihood`] | the language model's loss, by which steps choose |
 //! | [`admissible`] | what a step may say: the checks that steps share |
+//! | [`low_rank`] | small products beside rounded linears |
 //! | [`solve`] | rounding weights by what they read: solvers, clip searches, the pass block by block |
+//! | [`tuning`] | training the rounding of one block after another |
 //! | [`steps`] | one file per step of a recipe |
 
 use std::any::Any;
@@ -37,10 +39,12 @@ pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
 pub mod likelihood;
+pub mod low_rank;
 pub mod parts;
 pub mod rounding;
 pub mod solve;
 pub mod steps;
+pub mod tuning;
 
 pub use parts::apply_after;
 
@@ -56,6 +60,8 @@ pub struct GroupInFlight<'a> {
     pub kept: Option<Kept>,
     /// Channels that an earlier `keep` step has put on a grid of their own.
     pub layout: Option<Arc<Layout>>,
+    /// Whether a step of the stage `tune` has rounded the weights.
+    pub rounded: bool,
 }
 
 /// A model as the steps of a recipe pass over it, and what a step may ask of its surroundings.
@@ -72,6 +78,8 @@ pub struct ModelInFlight<'a> {
     pub calibrator: &'a mut dyn Calibrator,
     /// The transforms that made the decoder what it is.
     pub state: &'a [Step],
+    /// The steps before it in the recipe, carried out or not: see [`apply`].
+    pub earlier: &'a [Step],
     /// The steps that follow.
     pub after: &'a [Step],
     /// The step as later steps and statistics are to know it, where its own keys do not decide what it did.
@@ -158,6 +166,8 @@ pub struct ModelFacts<'a> {
     pub context: usize,
     /// Longest sequence that will be fed behind a prefix, which takes the place of BOS, in tokens.
     pub longest: usize,
+    /// Whether its feed-forward parts are experts.
+    pub has_experts: bool,
     /// The token that begins a sequence.
     pub start: Option<u32>,
     /// The id of a text that is exactly one token.
@@ -254,7 +264,9 @@ pub fn each_group(
         let mut activation = model.tap.rules.remove(&site);
         let kept = model.tap.kept.get(&site).copied();
         let layout = model.tap.layouts.get(&site).cloned();
-        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept, layout });
+        let rounded = model.tap.rounded.contains(&site);
+        let mut flight = GroupInFlight { site, group, activation: &mut activation, kept, layout, rounded };
+        let changed = act(&mut flight);
         if let Some(rule) = activation {
             model.tap.rules.insert(site, rule);
         }
@@ -352,15 +364,15 @@ pub enum StepError {
         /// Tokens of the context.
         context: usize,
     },
-    /// A method that goes through a block group by group, and experts.
+    /// A method that compares two models token by token, and experts.
     #[error(
-        "{site}: this solver reads whole sequences, and an expert sees parts of them; leave mlp_in and down_in out of \
-         `sites`, or round them to nearest in a step of their own"
+        "`asymmetric-calibration` compares what two models compute of the same tokens, and two models may send different \
+         tokens to an expert: leave it out, or mlp_in and down_in out of `sites` and round them in a step of their own"
     )]
-    Experts {
-        /// The first such site.
-        site: Site,
-    },
+    Experts,
+    /// Steps before it, or a model, that the step cannot build on.
+    #[error("{0}")]
+    Host(String),
     /// Too little of something that the step needs.
     #[error("{0}")]
     TooLittle(String),
@@ -399,8 +411,9 @@ impl StepError {
 /// Applies a recipe to a decoder in place.
 ///
 /// Returns the tap that executes it, and what each step reports, keyed `<place>.<step>`. Grids are fitted before any
-/// weight is rounded: statistics are those of the floating-point model. Every function-preserving step passes the
-/// [equivalence gate](equivalence).
+/// weight is rounded: statistics are those of the floating-point model. Of the steps that round weights, training comes
+/// first: it learns how the blocks' weights are rounded, and leaves `weights` the rest. Every function-preserving step
+/// passes the [equivalence gate](equivalence).
 ///
 /// # Errors
 /// The first step that cannot be carried out, with its key.

@@ -65,7 +65,8 @@ impl<'a> Application<'a> {
     }
 
     /// Carries all steps out on a part, or on the whole model. Grids are fitted before any weight is rounded: statistics are
-    /// those of the floating-point model.
+    /// those of the floating-point model. Of the steps that round weights, training comes first: it learns how the blocks'
+    /// weights are rounded, and leaves `weights` the rest.
     ///
     /// # Errors
     /// The first step that cannot be carried out, with its key.
@@ -76,7 +77,10 @@ impl<'a> Application<'a> {
     ) -> Result<(), (String, StepError)> {
         let steps = self.steps;
         let mut order: Vec<usize> = (0..steps.len()).collect();
-        order.sort_by_key(|&index| steps[index].method().rounds_weights());
+        order.sort_by_key(|&index| {
+            let method = steps[index].method();
+            (method.rounds_weights(), method.stage() != Stage::Tune)
+        });
 
         let wants_original = steps.iter().position(|s| s.method().statistics() == StatisticsNeed::Original);
         if let (Some(index), true) = (wants_original, self.before.is_empty()) {
@@ -106,6 +110,7 @@ impl<'a> Application<'a> {
                 present,
                 calibrator,
                 state: &state,
+                earlier: &steps[..index],
                 after: &steps[index + 1..],
                 becomes: None,
                 carried: &mut self.carried[index],
@@ -129,8 +134,8 @@ impl<'a> Application<'a> {
 
     /// What the recipe stores per value, once it is through.
     pub fn effective_bits(&self, decoder: &Decoder) -> EffectiveBits {
-        let (shapes, kept) = (self.shapes.clone(), &self.tap.kept);
-        effective_bits::of_shapes(self.steps, &decoder.architecture, shapes, kept, self.prefix)
+        let shapes = self.shapes.clone();
+        effective_bits::of_shapes(self.steps, &decoder.architecture, shapes, &self.tap, self.prefix)
     }
 
     /// The tap that executes the recipe, and what each step reports, keyed `<place>.<step>`.

@@ -211,7 +211,7 @@ impl Sweep<'_> {
             Err(fault) => return Ok(Err(fault)),
         };
         let of_set = (calibrator.fresh, calibrator.read);
-        let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap.kept);
+        let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap);
         self.publish_cell(cell, id, (fitted, bits), of_set, underway)?;
         Ok(Ok(Some((decoder, tap))))
     }

@@ -484,6 +484,7 @@ fn check_prefix(request: &Request, subject: &Subject, set: &CalibrationSet) -> R
         vocabulary: architecture.vocabulary,
         context: architecture.context,
         longest: set.samples.iter().map(behind).max().unwrap_or(1),
+        has_experts: architecture.has_experts(),
         start: subject.start,
         token: &|text: &str| calibrator::one_token(checkpoint, text),
     };

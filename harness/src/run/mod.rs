@@ -362,6 +362,7 @@ impl Sweep<'_> {
                 vocabulary: architecture.vocabulary,
                 context: architecture.context,
                 longest: cell.longest_behind_prefix(),
+                has_experts: architecture.has_experts(),
                 start: window_start(tokenizer.bos(), tokenizer.eos()),
                 token: &token,
             };

@@ -7,6 +7,7 @@ use models::{Decoder, Off};
 
 use crate::evaluate::against::{Original, STATES_IN_MEMORY};
 use crate::evaluate::decoder_model::DecoderModel;
+use crate::evaluate::growth;
 use crate::evaluate::passage::Passage;
 use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Progress};
@@ -58,7 +59,7 @@ impl Originals {
 }
 
 /// Bytes that comparisons with the original add to the peak: its output head, its hidden states as far as they are kept
-/// in memory, and a second slice of logits. Before the text is encoded the number of windows is known only where it is
+/// in memory, its first queries, and a second slice of logits. Before the text is encoded the number of windows is known only where it is
 /// limited; else the bound counts.
 pub fn memory(evaluations: &[Evaluation], architecture: &Architecture) -> u64 {
     let compared = |evaluation: &Evaluation| match evaluation {
@@ -75,5 +76,8 @@ pub fn memory(evaluations: &[Evaluation], architecture: &Architecture) -> u64 {
     }
     let head = 4 * (architecture.vocabulary * architecture.hidden) as u64;
     let length = evaluations.iter().map(Evaluation::length).max().unwrap_or_default();
-    head + states.iter().sum::<u64>().min(STATES_IN_MEMORY) + DecoderModel::logits_bytes(architecture, length)
+    let queries = growth::BOUND * states.len() as u64;
+    head + queries
+        + states.iter().sum::<u64>().min(STATES_IN_MEMORY)
+        + DecoderModel::logits_bytes(architecture, length)
 }

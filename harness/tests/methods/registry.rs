@@ -162,6 +162,16 @@ const CASES: &[Case] = &[
         order: &[],
     },
     Case {
+        step: "tune",
+        method: Some("bisup-style"),
+        settings: &[
+            "samples = 2, held-out = 1, length = 16, epochs = 1, components = [\"low-rank\"], rank = 16, start = \"svd\"",
+            "samples = 3, held-out = 2, length = 16, epochs = 1",
+        ],
+        mildest: Some("samples = 2, held-out = 1, epochs = 0, components = [\"low-rank\"]"),
+        order: &[("samples", "the last of them decide, and each moves what the next one meets")],
+    },
+    Case {
         step: "weights",
         method: None,
         settings: &[
@@ -206,12 +216,22 @@ impl Case {
         }
     }
 
+    /// The step with its rest: in front of it, but for what comes last.
     pub fn with_rest(&self, keys: &str) -> String {
-        format!("{}, {}", self.alone(keys), self.rest())
+        match self.step {
+            "tune" => format!("{}, {}", self.rest(), self.alone(keys)),
+            _ => format!("{}, {}", self.alone(keys), self.rest()),
+        }
+    }
+
+    /// The step's key in what was fitted, with its rest.
+    fn key(&self) -> String {
+        format!("{}.{}", if self.step == "tune" { 2 } else { 0 }, self.step)
     }
 
     fn read(&self, keys: &str) -> Step {
-        steps(&self.with_rest(keys)).into_iter().next().expect("the case's own step comes first")
+        let steps = steps(&self.with_rest(keys));
+        steps.into_iter().find(|step| step.name() == self.step).expect("the case's own step is among them")
     }
 }
 
@@ -331,7 +351,7 @@ fn the_same_inputs_give_the_same_model() {
             let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
             assert!(first.state() == second.state(), "{what}");
             assert_eq!(first.fitted, second.fitted, "{what}");
-            assert!(first.fitted.contains_key(&format!("0.{}", case.step)), "{what}: {:?}", first.fitted);
+            assert!(first.fitted.contains_key(&case.key()), "{what}: {:?}", first.fitted);
         }
     }
 }
@@ -436,7 +456,7 @@ fn what_needs_a_calibration_set_says_so_without_one() {
             let mut none = subject.calibrator(Vec::new());
             let made = crate::recipes::try_make(&case.with_rest(keys), &subject.decoder, &mut none);
             let Err((step, error)) = made else { panic!("{}: made of nothing", case.name()) };
-            assert_eq!(step, format!("0.{}", case.step));
+            assert_eq!(step, case.key());
             assert!(error.to_string().contains("samples"), "{}: {error}", case.name());
         }
     }

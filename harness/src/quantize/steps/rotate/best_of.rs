@@ -108,6 +108,7 @@ impl BestOf {
                 present: None,
                 calibrator: &mut *model.calibrator,
                 state: model.state,
+                earlier: &[],
                 after: &[],
                 becomes: None,
                 carried: &mut Carried::default(),

@@ -43,7 +43,7 @@ fn ports(sites: &[String]) -> Vec<Port> {
 }
 
 /// Smallest and largest scale of a site, for the record.
-fn extremes(scales: &[f64]) -> Value {
+pub(crate) fn extremes(scales: &[f64]) -> Value {
     let smallest = scales.iter().copied().fold(f64::INFINITY, f64::min);
     let largest = scales.iter().copied().fold(0.0, f64::max);
     json!({ "smallest": smallest, "largest": largest })
