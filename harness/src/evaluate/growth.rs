@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_fault_shows_where_it_is_and_behind_it() {
-        assert_eq!(growth(&mut model(), &mut Off).blocks, vec![0.0; 4]);
+        assert_eq!(growth(&mut model(), &mut Off).blocks, vec![0.0; 5]);
         let found = growth(&mut model(), &mut Doubled(2));
         assert_eq!(found.blocks[..2], [0.0, 0.0]);
         // ‖2q − q‖² is ‖q‖².

@@ -305,11 +305,14 @@ mod tests {
         step.resolved()
     }
 
-    /// The means of a recipe on the built-in model: 4 blocks, hidden 128, 4 heads of 32, no grouped queries, 384 between up
-    /// and down.
+    /// The means of a recipe on the built-in model: 5 blocks, hidden 128, 4 heads of 32 on 2 key heads, 384 between up and
+    /// down.
     fn bits(steps: &[Step]) -> EffectiveBits {
         planned(steps, architecture().architecture())
     }
+
+    /// Rows of 128 in a block: q, k, v, o, gate, up.
+    const NARROW: f64 = 128.0 + 64.0 + 64.0 + 128.0 + 384.0 + 384.0;
 
     fn architecture() -> Checkpoint {
         Checkpoint::builtin("builtin/tiny-llama").unwrap().unwrap()
@@ -416,7 +419,7 @@ mod tests {
         assert_eq!(weights(nvfp4), 4.5);
         // 128 and 384 channels in groups of 100: 2 and 4 scales a row.
         let ragged = weights(json!({ "bits": 4, "granularity": "group(100)", "ragged": true }));
-        let (narrow, wide) = (6.0 * 128.0 * 128.0 + 2.0 * (384 - 128) as f64 * 128.0, 384.0 * 128.0);
+        let (narrow, wide) = (NARROW * 128.0, 384.0 * 128.0);
         let expected = 4.0 + 16.0 * (narrow * 2.0 / 128.0 + wide * 4.0 / 384.0) / (narrow + wide);
         assert!((ragged - expected).abs() < 1e-12, "{ragged} {expected}");
     }
@@ -431,7 +434,7 @@ mod tests {
         let found = bits(&steps);
         // Of a row of 128: 96 at 4 bits in 3 groups, 32 at 8 bits with a scale; of 384: 352 in 11 groups, and 32.
         let row = |rest: f64| (4.0 * rest + 16.0 * rest / 32.0) + (8.0 * 32.0 + 16.0);
-        let (narrow, wide) = (4.0 * 128.0 + 2.0 * 384.0, 128.0);
+        let (narrow, wide) = (NARROW, 128.0);
         let weights = (narrow * row(96.0) + wide * row(352.0)) / (narrow * 128.0 + wide * 384.0);
         assert!((found.weights - weights).abs() < 1e-12, "{} {weights}", found.weights);
         let read = (3.0 * row(96.0) + row(352.0)) / (3.0 * 128.0 + 384.0);
@@ -446,7 +449,7 @@ mod tests {
         let found = of(&steps, &decoder, &tap);
         let plain = planned(&steps[1..], &decoder.architecture);
         let more = 128.0 * 16.0 * (16.0 - 4.0);
-        let count = 4.0 * (narrow * 128.0 + wide * 384.0);
+        let count = 5.0 * (narrow * 128.0 + wide * 384.0);
         // 112 channels make 4 groups, as 128 do.
         assert!((found.weights - plain.weights - more / count).abs() < 1e-12, "{}", found.weights);
     }
@@ -456,9 +459,9 @@ mod tests {
         let tune = json!({ "components": ["low-rank"], "rank": 8 });
         let weights = step("weights", json!({ "bits": 4, "granularity": "group(64)" }));
         let steps = [weights, method("tune", Some("bisup-style"), tune)];
-        // By block: 4 of 128 × 128, 3 of 128 × 384.
-        let count = 4.0 * 128.0 * 128.0 + 3.0 * 128.0 * 384.0;
-        let held = 8.0 * (4.0 * 256.0 + 3.0 * 512.0);
+        // By block: 2 of 128 × 128, 2 of 64 × 128, 3 of 128 × 384.
+        let count = 2.0 * 128.0 * 128.0 + 2.0 * 64.0 * 128.0 + 3.0 * 128.0 * 384.0;
+        let held = 8.0 * (2.0 * 256.0 + 2.0 * 192.0 + 3.0 * 512.0);
         let found = bits(&steps).weights;
         assert!((found - 4.25 - 16.0 * held / count).abs() < 1e-12, "{found}");
         let decoder = architecture().load(&Device::flex()).unwrap();
@@ -467,7 +470,7 @@ mod tests {
         let mut tap = FakeQuant::default();
         tap.low_rank.insert(Site::block(1, Port::OIn), vec![branch]);
         let found = of(&steps, &decoder, &tap).weights;
-        assert!((found - 4.25 - 16.0 * 512.0 / (4.0 * count)).abs() < 1e-12, "{found}");
+        assert!((found - 4.25 - 16.0 * 512.0 / (5.0 * count)).abs() < 1e-12, "{found}");
     }
 
     #[test]
