@@ -1,7 +1,7 @@
 //! What methods see of families whose groups are not Llama's: one group for a whole parallel block, ReLU without a gate,
 //! norms behind the parts, experts that read some tokens.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use harness::calibrate::observe::{Options, collect};
 use harness::quantize::direct::Direct;
