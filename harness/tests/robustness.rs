@@ -100,6 +100,7 @@ fn what_reads_no_calibration_set_is_the_same_under_each_of_them() {
         results: place.path("store"),
         retry_failed: false,
         arithmetic: Arithmetic::default(),
+        execution: Default::default(),
     };
     let summary = run::sweep(&experiment, &plan, &options, &Interrupt::default(), &mut Silent).unwrap();
     assert_eq!(summary.failed, 0);

@@ -17,6 +17,7 @@ use harness::evaluate::decoder_model::DecoderModel;
 use harness::evaluate::metrics::perplexity;
 use harness::experiment::{Calibration, Sampler};
 use harness::quantize::direct::Direct;
+use harness::quantize::steps;
 use models::builtin::SPIKING_TOKENS;
 use models::{Decoder, Off, Port, Tap};
 use recipes::{Made, NAIVE, PER_TOKEN, W8A16, builtin, make, reference};
@@ -237,13 +238,14 @@ fn refused(place: &Place, asked: &Asked, says: &[&str]) {
 fn steps_that_cannot_be_are_refused_where_they_stand() {
     let place = place();
     let keep = |keys: &str| format!(r#"{{ step = "keep"{keys} }}, {NAIVE}"#);
+    let of_keep = format!("methods of `keep`: {}", steps::methods("keep").join(", "));
     for (steps, says) in [
         (keep(r#", method = "qfem", alpha = -1"#), ["`alpha`", "0 or more, not -1"]),
         (keep(r#", method = "qfem", alpha = nan"#), ["`alpha`", "not NaN"]),
         (keep(r#", method = "qfem", alpha = "automatic""#), ["recipe.bad", "a number, inf or \"auto\""]),
         (keep(r#", method = "qfem", alpha = 2, top = 3"#), ["`alpha`", "give one"]),
         (keep(r#", method = "qfem""#), ["`alpha` or `top`", "recipe.bad"]),
-        (keep(", top = 3"), ["the key `method` is missing", "methods of `keep`: channels, qfem, ranked"]),
+        (keep(", top = 3"), ["the key `method` is missing", &of_keep]),
         (
             keep(r#", method = "qfme", top = 3"#),
             ["no method `qfme` (did you mean `qfem`?)", "methods of `keep`: "],

@@ -174,6 +174,11 @@ pub fn fetch_dataset_file(
     Ok(commit.finish()?.join(file))
 }
 
+/// The folder of the revision in the cache, however little of the model it holds; no request is made.
+pub fn cached_folder(id: &str, revision: &str, options: &HubOptions) -> Option<PathBuf> {
+    Source::new(id, revision, RepoType::Model, options).ok()?.cached_snapshot()
+}
+
 /// A model in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cached {

@@ -55,6 +55,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
         results: results.clone(),
         retry_failed: options.retry_failed,
         arithmetic: options.arithmetic,
+        execution: options.execution(),
     };
     // A panic of the framework becomes a recorded failure; its own message would only tear the progress bar.
     let report = std::panic::take_hook();

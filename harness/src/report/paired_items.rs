@@ -181,7 +181,11 @@ pub fn adjusted(raw: &[Option<f64>]) -> Vec<[Cell; 3]> {
     let mut place = 0;
     let cells = raw.iter().map(|raw| {
         let Some(raw) = raw else { return std::array::from_fn(|_| Cell::Missing) };
-        let number = |value: f64| Cell::Number { value, stderr: None, digits: Digits::Scaled(3) };
+        // A z of 38 leaves nothing of p in a double; no p of a continuous statistic is 0.
+        let number = |value: f64| match value > 0.0 {
+            true => Cell::Number { value, stderr: None, digits: Digits::Scaled(3) },
+            false => Cell::text("< 1e-300"),
+        };
         place += 1;
         [number(*raw), number(holm[place - 1]), number(bh[place - 1])]
     });
@@ -245,4 +249,17 @@ pub fn paired_cells(compared: &[Compared]) -> Vec<[Cell; 10]> {
         ]
     };
     pairs().zip(p_values).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_p_too_small_for_a_double_is_not_printed_as_zero() {
+        let cells = adjusted(&[Some(0.0), None, Some(0.5)]);
+        assert_eq!(cells[0][0], Cell::text("< 1e-300"));
+        assert_eq!(cells[1], [Cell::Missing, Cell::Missing, Cell::Missing]);
+        assert_eq!(cells[2][1], Cell::Number { value: 0.5, stderr: None, digits: Digits::Scaled(3) });
+    }
 }

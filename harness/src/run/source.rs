@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use models::architecture::Architecture;
+use models::families::Config;
 use models::hub::{self, HubError, HubOptions};
 use models::{Checkpoint, CheckpointError};
 use serde_json::Value;
 
-use crate::evaluate::decoder_model::DecoderModel;
 use crate::experiment::{Model, ModelSource};
 use crate::plan::Cell;
 use crate::record::ModelIdentity;
@@ -21,9 +22,6 @@ pub struct ModelOptions {
     /// Never reach the network.
     pub offline: bool,
 }
-
-/// The program itself, texts and tokenizers: measured, rounded up.
-const PROGRAM: u64 = 64 << 20;
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -104,14 +102,26 @@ impl Source {
         let architecture = serde_json::to_value(self.checkpoint.architecture()).expect("plain data");
         format!("{}/{}", self.identity.weights, canonical_hash(&architecture))
     }
+}
 
-    /// Bytes at the peak of a cell: the weights in f32, the largest tensor once more while it is read or rounded, and
-    /// the workspace of a forward pass over sequences of `length` tokens.
-    pub fn memory(&self, length: usize) -> u64 {
-        let a = self.checkpoint.architecture();
-        let largest = (a.vocabulary.max(a.mlp.intermediate) * a.hidden) as u64;
-        PROGRAM + 4 * (a.parameters() + largest) + DecoderModel::workspace_bytes(a, length)
-    }
+/// What the `config.json` of a hub model says where the cache holds that file and not all of the others. `None` without
+/// such a file.
+///
+/// # Errors
+/// A file that is no JSON, or describes what no family reads.
+pub fn architecture_in_cache(source: &ModelSource) -> Option<Result<Architecture, CheckpointError>> {
+    let ModelSource::Hub { id, revision } = source else { return None };
+    let revision = revision.as_deref().unwrap_or(hub::DEFAULT_REVISION);
+    let path = hub::cached_folder(id, revision, &HubOptions::from_env(true))?.join("config.json");
+    let text = std::fs::read(&path).ok()?;
+    Some(match serde_json::from_slice(&text) {
+        Ok(config) => {
+            let config = Config(config);
+            let read = config.family().and_then(|family| (family.read)(&config));
+            read.map_err(|source| CheckpointError::Config { path, source })
+        }
+        Err(source) => Err(CheckpointError::Json { path, source }),
+    })
 }
 
 /// The steps of a cell's recipe as they enter its id.
@@ -139,7 +149,7 @@ pub fn open_checkpoint(
             Ok((Checkpoint::open(&folder)?, "local".into()))
         }
         ModelSource::Hub { id, revision } => {
-            let revision = revision.as_deref().unwrap_or("main");
+            let revision = revision.as_deref().unwrap_or(hub::DEFAULT_REVISION);
             let hub = HubOptions::from_env(options.offline);
             let folder = hub::fetch(id, revision, &hub, progress)?;
             Ok((Checkpoint::open(&folder)?, format!("hub, revision {revision}")))

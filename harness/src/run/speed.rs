@@ -54,7 +54,7 @@ impl Sweep<'_> {
         underway.run_at(speed);
         underway.execute(tap.report());
         let seconds = underway.seconds();
-        let tally = effective_bits::tally(&cell.recipe.steps, decoder, &tap.fake().kept);
+        let tally = effective_bits::tally(&cell.recipe.steps, decoder, tap.fake());
         let weights = tally.groups.iter().flat_map(|group| &group.linears);
         let (bits, count) = weights.fold((0.0, 0), |(bits, n), w| (bits + w.bits, n + w.count() as u64));
         let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());

@@ -5,14 +5,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use models::CheckpointError;
+use models::architecture::Architecture;
+
 use crate::calibrate::set::CalibrationSet;
 use crate::data::corpus::{self, CorpusError, DataOptions};
 use crate::experiment::{ModelSource, Planned};
-use crate::plan::Plan;
+use crate::plan::{Cell, Plan};
 use crate::quantize::effective_bits;
 use crate::record::EffectiveBits;
+use crate::record::execution::Residence;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
+use crate::run::residence::{self, Choice, Whole};
 use crate::run::{ModelOptions, RunError, TaskError, source};
 
 /// What is there of a plan.
@@ -21,7 +26,7 @@ pub struct Survey {
     pub models: Vec<(String, Model)>,
     /// One per cell of the plan.
     pub cells: Vec<State>,
-    /// One per cell of the plan, where its model is here: what the recipe says, before a calibration set has exempted
+    /// One per cell of the plan, where its model's config.json is here: what the recipe says, before a calibration set has exempted
     /// anything.
     pub bits: Vec<Option<EffectiveBits>>,
     /// The calibration sets that can be drawn here, by name and model, each with its first seed.
@@ -37,8 +42,15 @@ pub enum Model {
     Here {
         /// Number of parameters.
         parameters: u64,
-        /// Bytes at the peak of a cell.
-        memory: u64,
+        /// What either execution takes.
+        needs: Needs,
+    },
+    /// Of its files config.json is there; the others would be fetched from the hub.
+    Described {
+        /// Number of parameters.
+        parameters: u64,
+        /// What either execution takes.
+        needs: Needs,
     },
     /// It would be fetched from the hub.
     ToFetch {
@@ -50,6 +62,42 @@ pub enum Model {
         /// Why.
         reason: String,
     },
+}
+
+/// What executing a model's cells takes, and how they are executed.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// Bytes at the peak of the greatest cell, with all weights in memory and part by part.
+    pub memory: [u64; 2],
+    /// Seconds of all cells, likewise, where it is known how much text there is.
+    pub seconds: Option<[f64; 2]>,
+    /// Cells that are executed part by part, and of how many.
+    pub streamed: (usize, usize),
+    /// Why cells cannot be, by recipe, each recipe once.
+    pub whole: Vec<(String, Whole)>,
+}
+
+impl Needs {
+    fn of(cells: &[&Cell], a: &Architecture, stored: u64, choice: Choice) -> Self {
+        let peak = |residence| cells.iter().map(|cell| residence::memory(residence, a, cell)).max();
+        let memory = [Residence::Resident, Residence::Streamed].map(|r| peak(r).unwrap_or_default());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let chosen = cells.iter().map(|cell| residence::choose(cell, a, choice));
+        let mut whole: Vec<(String, Whole)> = Vec::new();
+        for cell in cells {
+            if let Err(why) = residence::streamable(cell, a)
+                && !whole.iter().any(|(recipe, _)| *recipe == cell.recipe.name)
+            {
+                whole.push((cell.recipe.name.clone(), why));
+            }
+        }
+        Self {
+            memory,
+            seconds: residence::seconds(a, cells, stored, threads),
+            streamed: (chosen.filter(|c| *c == Ok(Residence::Streamed)).count(), cells.len()),
+            whole,
+        }
+    }
 }
 
 /// What is there of a cell.
@@ -72,6 +120,7 @@ pub fn survey(
     options: &ModelOptions,
     data: &DataOptions,
     results: &Path,
+    execution: Choice,
 ) -> Result<Survey, StoreError> {
     let (mut calibrations, missing) = Calibrations::load_what_is_there(plan, data);
     let absent: Vec<String> = missing.iter().map(|(name, _)| name.clone()).collect();
@@ -80,6 +129,7 @@ pub fn survey(
     let store = if results.is_dir() { Some(Store::open_read_only(results)?) } else { None };
     let on_disk = ModelOptions { offline: true, ..options.clone() };
     let mut sources = BTreeMap::new();
+    let mut described: BTreeMap<String, Architecture> = BTreeMap::new();
     let mut models = Vec::new();
     let mut cells = Vec::new();
     let mut bits = Vec::new();
@@ -87,7 +137,13 @@ pub fn survey(
         let label = &cell.model.label;
         if !sources.contains_key(label) {
             let source = source::Source::open(&cell.model, &on_disk, &mut |_, _, _| {});
-            models.push((label.clone(), describe(&source, &cell.model.source, cell.longest())));
+            let config = match &source {
+                Err(source::SourceError::Hub(_)) => source::architecture_in_cache(&cell.model.source),
+                _ => None,
+            };
+            let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.model.label == *label).collect();
+            models.push((label.clone(), describe(&source, &config, &cell.model.source, &cells, execution)));
+            described.extend(config.and_then(Result::ok).map(|architecture| (label.clone(), architecture)));
             sources.insert(label.clone(), source.ok());
         }
         let id = match &sources[label] {
@@ -118,10 +174,9 @@ pub fn survey(
             },
             None => None,
         };
-        let planned = |source: &source::Source| {
-            effective_bits::planned(&cell.recipe.steps, source.checkpoint.architecture())
-        };
-        bits.push(sources[label].as_ref().map(planned));
+        let architecture = sources[label].as_ref().map(|source| source.checkpoint.architecture());
+        let architecture = architecture.or_else(|| described.get(label));
+        bits.push(architecture.map(|known| effective_bits::planned(&cell.recipe.steps, known)));
         let known = id.is_some();
         let id = id.unwrap_or_else(|| cell.description_id());
         cells.push(state(cell, &id, store.as_ref(), known)?);
@@ -142,26 +197,31 @@ fn is_to_fetch(fault: &RunError) -> bool {
 
 fn describe(
     source: &Result<source::Source, source::SourceError>,
+    config: &Option<Result<Architecture, CheckpointError>>,
     from: &ModelSource,
-    longest: usize,
+    cells: &[&Cell],
+    execution: Choice,
 ) -> Model {
-    match (source, from) {
-        (Ok(source), _) => {
-            Model::Here { parameters: source.identity.parameters, memory: source.memory(longest) }
+    match (source, config, from) {
+        (Ok(source), ..) => {
+            let stored = source.checkpoint.stored_bytes();
+            let needs = Needs::of(cells, source.checkpoint.architecture(), stored, execution);
+            Model::Here { parameters: source.identity.parameters, needs }
         }
-        (Err(source::SourceError::Hub(_)), ModelSource::Hub { id, .. }) => {
+        (Err(_), Some(Ok(known)), _) => {
+            // Checkpoints of the hub store two bytes per parameter.
+            let needs = Needs::of(cells, known, 2 * known.parameters(), execution);
+            Model::Described { parameters: known.parameters(), needs }
+        }
+        (Err(_), Some(Err(error)), _) => Model::Unusable { reason: error.to_string() },
+        (Err(source::SourceError::Hub(_)), None, ModelSource::Hub { id, .. }) => {
             Model::ToFetch { parameters_by_name: parameters_by_name(id) }
         }
-        (Err(error), _) => Model::Unusable { reason: error.to_string() },
+        (Err(error), ..) => Model::Unusable { reason: error.to_string() },
     }
 }
 
-fn state(
-    cell: &crate::plan::Cell,
-    id: &str,
-    store: Option<&Store>,
-    known: bool,
-) -> Result<State, StoreError> {
+fn state(cell: &Cell, id: &str, store: Option<&Store>, known: bool) -> Result<State, StoreError> {
     let planned = cell.planned();
     let Some(store) = store else {
         return Ok(if known { State::Measured(0, planned.len()) } else { State::Unknown });

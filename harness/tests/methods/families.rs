@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 
 use harness::calibrate::observe::{Options, collect};
 use harness::quantize::direct::Direct;
+use harness::quantize::effective_bits;
+use harness::quantize::fake_quant::FakeQuant;
 use models::{Group, Off, Port, Routed, Site, Tap, token_tensor};
 
-use crate::recipes::{PER_TOKEN, difference, logits, make, oracle, scrambled, try_make};
+use crate::recipes::{ORACLES, PER_TOKEN, difference, logits, make, oracle, scrambled, steps, try_make};
 
 const FAMILIES: [&str; 10] =
     ["cohere", "cohere-plus", "gemma", "gemma2", "gemma3", "mistral", "mixtral", "opt", "qwen2", "qwen3"];
@@ -56,6 +58,17 @@ fn outlier_suppression_searches_what_follows_in_every_family() {
         assert!(scales >= if name.starts_with("cohere") { 2 } else { 4 }, "{name}: {scales}");
         let off = difference(&made.logits(&samples), &logits(&mut original.clone(), &mut Off, &samples));
         assert!(off < 1e-4, "{name}: {off:e}");
+    }
+}
+
+#[test]
+fn the_shapes_of_every_family_are_known_before_its_weights() {
+    for name in FAMILIES.into_iter().chain(ORACLES) {
+        let decoder = oracle(name);
+        let shapes = decoder.groups().into_iter().map(|(site, group)| {
+            (site, group.linears.iter().map(|linear| linear.weight.dims()).collect::<Vec<_>>())
+        });
+        assert_eq!(decoder.architecture.groups(), shapes.collect::<Vec<_>>(), "{name}");
     }
 }
 
@@ -129,4 +142,21 @@ fn a_batch_gives_what_its_sequences_give_alone_in_every_family() {
             assert!((1e-5..0.5).contains(&rounded), "{name}, {recipe}: rounding moves logits by {rounded:e}");
         }
     }
+}
+
+/// What a plan says of a recipe knows the shapes from config.json; what a cell says has the decoder.
+#[test]
+fn effective_bits_of_a_plan_are_those_of_the_decoder() {
+    // Groups of 8 in some linears only, so that the mean depends on every width.
+    let weights = r#"{ step = "weights", bits = 3, granularity = "tensor", sites = ["o_in"] }, { step = "weights", bits = 4, granularity = "group(8)", symmetric = false, sites = ["down_in"] }"#;
+    let read = r#"{ step = "activations", bits = 8, granularity = "token", sites = ["attn_in", "mlp_in"] }"#;
+    let mut seen = BTreeSet::new();
+    for name in FAMILIES {
+        let decoder = oracle(name);
+        let recipe = steps(&format!("{weights}, {read}"));
+        let planned = effective_bits::planned(&recipe, &decoder.architecture);
+        assert_eq!(planned, effective_bits::of(&recipe, &decoder, &FakeQuant::default()), "{name}");
+        seen.insert(planned.weights.to_string());
+    }
+    assert!(seen.len() >= 4, "the recipe must tell the families' shapes apart: {seen:?}");
 }

@@ -50,9 +50,9 @@ pub mod weights;
 #[serde(rename_all = "kebab-case")]
 pub enum Arithmetic {
     /// In integers, where the device and the recipe's grids allow it.
-    #[default]
     Integer,
     /// In floating point, by rounded values.
+    #[default]
     Fake,
 }
 
@@ -118,7 +118,7 @@ impl IntegerTap {
             Arithmetic::Integer if !on_host(&decoder.device()) => Some("the device has no integer products"),
             Arithmetic::Integer => None,
         };
-        let tally = effective_bits::tally(steps, decoder, &tap.fake.kept);
+        let tally = effective_bits::tally(steps, decoder, &tap.fake);
         for ((site, group), stored) in decoder.groups().into_iter().zip(&tally.groups) {
             let shared: Vec<_> = stored.linears.iter().map(|linear| linear.shared).collect();
             let made = match (whole, shared.contains(&None), tap.fake.rules.get(&site)) {
@@ -135,6 +135,11 @@ impl IntegerTap {
             }
         }
         tap
+    }
+
+    /// A tap of which nothing is executed in integers, without a word on why: the model goes by part by part.
+    pub fn floating(fake: FakeQuant) -> Self {
+        Self { fake, groups: HashMap::new(), left: BTreeMap::new(), kernel: Kernel::best() }
     }
 
     /// What rounds in floating point, for the groups that are left to it.
@@ -191,6 +196,9 @@ impl IntegerTap {
         }
         if matches!(rule.grid.convention(), Convention::AtomAsymmetric | Convention::Omniquant) {
             return Err("activations whose zero points have no bound");
+        }
+        if self.fake.low_rank.get(&site).is_some_and(|branches| !branches.is_empty()) {
+            return Err("branches beside the weights");
         }
         let layout = self.fake.layouts.get(&site).cloned();
         let Some(channels) = group.linears.first().map(|linear| linear.weight.dims()[1]) else {

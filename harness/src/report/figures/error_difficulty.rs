@@ -1,7 +1,7 @@
 //! `error-difficulty`: the error of every group against the difficulty of its activation, before any transform.
 //!
 //! One drawing for each model and protocol, one panel for each port, both axes logarithmic. Groups with a massive token
-//! (greatest token scale more than fifty lower medians) are crosses: the difficulty is blind to what they do to the other
+//! (greatest token scale more than fifty lower medians) are triangles: the difficulty is blind to what they do to the other
 //! tokens. Every panel says how ranks go together, with and without them. arXiv:2506.01967 reports a correlation above
 //! 0.97 once a few layers are left out, without the rule for leaving out; this rule is ours.
 
@@ -86,17 +86,17 @@ fn drawing(analysis: &Analysis<'_>) -> Option<Drawing> {
     Some(canvas.finish(stem, caption, end))
 }
 
-/// `down_in (down_proj): ρ 0.71; without 2 massive 0.93`.
+/// `attn_in (k_proj): ρ 0.71`, or `down_in: ρ 0.71; without 2 massive 0.93`: both do not fit with the module's name.
 fn heading(
     module: &str,
     all: &[&crate::record::layers::LayerRow],
     rest: &[&crate::record::layers::LayerRow],
 ) -> String {
     let spelled = |rho: Option<f64>| rho.map_or("–".to_owned(), |rho| format!("{rho:.2}"));
-    let mut text = format!("{module}: ρ {}", spelled(Correlation::of(all).spearman));
-    if rest.len() < all.len() {
-        let without = all.len() - rest.len();
-        text.push_str(&format!("; without {without} massive {}", spelled(Correlation::of(rest).spearman)));
+    let every = spelled(Correlation::of(all).spearman);
+    if rest.len() == all.len() {
+        return format!("{module}: ρ {every}");
     }
-    text
+    let (port, without) = (module.split(' ').next().unwrap_or(module), all.len() - rest.len());
+    format!("{port}: ρ {every}; without {without} massive {}", spelled(Correlation::of(rest).spearman))
 }

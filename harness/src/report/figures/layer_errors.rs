@@ -16,8 +16,8 @@ pub struct LayerErrors;
 const QUANTITY: Quantity = Quantity {
     stem: "layer-errors",
     title: "Error of the rounded product",
-    axis: "E = ‖XWᵀ − Q(X)Q(W)ᵀ‖²",
-    about: "E is summed over all tokens and outputs.",
+    axis: "E",
+    about: "E = ‖XW' − Q(X)Q(W)'‖², summed over all tokens and outputs.",
     of: |row| row.error,
 };
 

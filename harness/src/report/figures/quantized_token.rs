@@ -79,7 +79,8 @@ fn drawing(analysis: &Analysis<'_>) -> Option<Drawing> {
         panel.bottom -= ZERO;
         let upright = panel.upright(all.iter().copied());
         let level = LinearAxis::around([0.0, channels as f64], panel.left, panel.right);
-        panel.heading(&mut canvas, &format!("{name}; {}", left_over(rows)));
+        let transform = name.split(':').next().unwrap_or(name);
+        panel.heading(&mut canvas, &format!("{transform}; {}", left_over(rows)));
         panel.upright_grid(&mut canvas, &upright, "|x|");
         panel.bottom = floor;
         canvas.line((panel.left, floor - 4.0), (panel.right, floor - 4.0), Colour::GRID, 1.0, None);
