@@ -10,6 +10,7 @@ pub mod device;
 pub mod doctor;
 pub mod evaluate;
 pub mod experiment;
+pub mod hidden;
 pub mod layerwise;
 pub mod matrix;
 pub mod names;

@@ -271,6 +271,7 @@ fn sixteen_bits_are_the_identity() {
             activation: &mut activation,
             kept: None,
             layout: None,
+            rounded: false,
         };
         step.method().apply(&mut flight).unwrap();
         for linear in &group.linears {

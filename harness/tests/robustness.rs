@@ -98,6 +98,7 @@ fn what_reads_no_calibration_set_is_the_same_under_each_of_them() {
         data: DataOptions::new(None, file.parent().unwrap().to_path_buf(), true),
         results: place.path("store"),
         retry_failed: false,
+        execution: Default::default(),
     };
     let summary = run::sweep(&experiment, &plan, &options, &Interrupt::default(), &mut Silent).unwrap();
     assert_eq!(summary.failed, 0);

@@ -41,6 +41,8 @@ fn expand(x: &Tensor<4>, sequences: usize) -> Tensor<4> {
 /// Keys and values of the same tokens in every block, from position 0 on. Cloning it copies no values.
 #[derive(Clone, Debug)]
 pub struct Cache {
+    /// Layer of the first block: other than 0 in a [part](crate::parts) of a decoder.
+    first: usize,
     blocks: Vec<KeyValues>,
 }
 
@@ -56,7 +58,28 @@ impl Cache {
                 assert_eq!([dims[0], dims[2]], [first[0], first[2]], "block {layer} holds other tokens");
             }
         }
-        Self { blocks }
+        Self { first: 0, blocks }
+    }
+
+    /// Of the blocks of a part, from layer `first` on; perhaps of none.
+    pub(crate) fn part(first: usize, blocks: Vec<KeyValues>) -> Self {
+        Self { first, blocks }
+    }
+
+    /// The part of a layer.
+    ///
+    /// # Panics
+    /// If it is not held.
+    pub fn block(&self, layer: usize) -> &KeyValues {
+        &self.blocks[layer - self.first]
+    }
+
+    /// As [`Cache::block`], to be changed in place; the shapes must stay.
+    ///
+    /// # Panics
+    /// As [`Cache::block`].
+    pub fn block_mut(&mut self, layer: usize) -> &mut KeyValues {
+        &mut self.blocks[layer - self.first]
     }
 
     /// How many tokens it holds of each sequence: the position of the next one.
@@ -92,6 +115,7 @@ impl Cache {
         let first = |x: &Tensor<4>| x.clone().narrow(2, 0, tokens);
         let blocks = self.blocks.iter();
         Self {
+            first: self.first,
             blocks: blocks
                 .map(|block| KeyValues { keys: first(&block.keys), values: first(&block.values) })
                 .collect(),

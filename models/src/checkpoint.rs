@@ -4,7 +4,7 @@
 //! model and one tensor, whatever the file's type.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -165,7 +165,7 @@ impl Bytes {
 }
 
 #[derive(Clone)]
-struct Entry {
+pub(crate) struct Entry {
     container: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -299,6 +299,11 @@ impl Checkpoint {
         all.finalize().to_hex().to_string()
     }
 
+    /// Bytes of all tensors as they are stored.
+    pub fn stored_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.length as u64).sum()
+    }
+
     /// Significant bits of the type that most values are stored in, the hidden one included: 8 of bfloat16, 11 of
     /// float16, 24 of float32.
     pub fn significant_bits(&self) -> u32 {
@@ -315,14 +320,30 @@ impl Checkpoint {
     /// # Errors
     /// Missing, surplus, misshapen, non-float or non-finite tensors.
     pub fn load(&self, device: &Device) -> Result<Decoder, CheckpointError> {
-        let mut read = std::collections::BTreeSet::new();
-        let decoder =
-            Decoder::from_tensors(&self.architecture, self.family.names, device, &mut |name, shape| {
-                read.insert(name.to_string());
-                let values = self.values(name, shape)?;
-                let length = values.len();
-                Ok(Tensor::from_data(TensorData::new(values, [length]), device))
-            })?;
+        let mut read = BTreeSet::new();
+        let names = self.family.names;
+        let decoder = Decoder::from_tensors(&self.architecture, names, device, &mut |name, shape| {
+            read.insert(name.to_string());
+            self.tensor(name, shape, device)
+        })?;
+        self.refuse_surplus(&read)?;
+        Ok(decoder)
+    }
+
+    /// A tensor on a device, flattened, in f32.
+    pub(crate) fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+        device: &Device,
+    ) -> Result<Tensor<1>, CheckpointError> {
+        let values = self.values(name, shape)?;
+        let length = values.len();
+        Ok(Tensor::from_data(TensorData::new(values, [length]), device))
+    }
+
+    /// Refuses tensors that are not among those that were `read`.
+    pub(crate) fn refuse_surplus(&self, read: &BTreeSet<String>) -> Result<(), CheckpointError> {
         let head = format!("{}.weight", self.family.names.head);
         for name in self.tensors.keys() {
             let ignored = self.family.names.ignored.iter().any(|ending| name.ends_with(ending));
@@ -332,14 +353,11 @@ impl Checkpoint {
                 return Err(CheckpointError::UnknownTensor { path: self.path.clone(), name: name.clone() });
             }
         }
-        Ok(decoder)
+        Ok(())
     }
 
-    /// The values of one tensor in f32, row by row.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::load`], for this tensor.
-    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+    /// Where a tensor stands, once it is there in this shape and of a type that can be loaded.
+    pub(crate) fn find(&self, name: &str, shape: &[usize]) -> Result<&Entry, CheckpointError> {
         let entry =
             self.tensors.get(name).or_else(|| self.tensors.get(name.strip_prefix(MODEL)?)).ok_or_else(
                 || CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() },
@@ -352,13 +370,25 @@ impl Checkpoint {
                 expected: shape.to_vec(),
             });
         }
+        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(CheckpointError::WrongType {
+                path: self.path.clone(),
+                name: name.into(),
+                found: format!("{:?}", entry.dtype),
+            });
+        }
+        Ok(entry)
+    }
+
+    /// The values of one tensor in f32, row by row.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`], for this tensor.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let entry = self.find(name, shape)?;
         let container = &self.containers[entry.container];
         let bytes = &container.bytes.as_slice()[entry.start..][..entry.length];
-        let values = to_f32(entry.dtype, bytes).ok_or_else(|| CheckpointError::WrongType {
-            path: self.path.clone(),
-            name: name.into(),
-            found: format!("{:?}", entry.dtype),
-        })?;
+        let values = to_f32(entry.dtype, bytes).expect("types were checked");
         container.bytes.release(entry.start, entry.length);
         match values.par_iter().position_any(|x| !x.is_finite()) {
             Some(_) => {

@@ -5,31 +5,30 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::architecture::{
-    Architecture, AttentionBias, Bias, EmbeddingScale, Head, Logits, MlpForm, Positions, PostNorms, QkNorm,
-    Table,
-};
-use crate::attention::{self, HeadNorm, QkNorms, Ropes};
+use crate::architecture::{Architecture, EmbeddingScale, Head, Logits, Positions, Table};
+use crate::attention::{self, QkNorms, Ropes};
+use crate::blocks::Blocks;
 use crate::cache::{Cache, KeyValues, Prefix};
 use crate::checkpoint::CheckpointError;
 use crate::families::WeightNames;
 use crate::kernel;
-use crate::linear::{Group, Linear};
-use crate::mlp::{Expert, Mlp};
+use crate::linear::Group;
+use crate::mlp::Mlp;
+use crate::named::{block, head, normalisation, tables};
 use crate::norm::Normalisation;
 use crate::packed::Packed;
 use crate::rotate::Online;
 use crate::site::{Off, Port, Site, Tap};
 
-/// A decoder on a device, its weights in f32.
+/// A decoder on a device, its weights in f32; or a [part](crate::parts) of one.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     /// What it is.
     pub architecture: Architecture,
     /// `[vocabulary, hidden]`
     pub embedding: Tensor<2>,
-    /// In order.
-    pub blocks: Vec<Block>,
+    /// By layer.
+    pub blocks: Blocks,
     /// Before the head.
     pub final_norm: Normalisation,
     /// One linear, the output head; where the checkpoint ties it, it shares the embedding's memory.
@@ -40,7 +39,7 @@ pub struct Decoder {
     pub online: Online,
     /// `[context + offset, hidden]`; of learned positions.
     pub positions: Option<Tensor<2>>,
-    ropes: Option<Ropes>,
+    pub(crate) ropes: Option<Ropes>,
 }
 
 /// One block: attention and feed-forward part, each after its norm and added to the residual stream; or both after one
@@ -77,28 +76,19 @@ impl Decoder {
         weights: &mut Weights,
     ) -> Result<Self, CheckpointError> {
         let a = architecture;
-        let h = a.hidden;
-        let embedding = weights(names.embedding, &[a.vocabulary, h])?.reshape([a.vocabulary, h]);
-        let (positions, ropes) = match &a.positions {
-            Positions::Rotary(rope) => (None, Some(Ropes::new(rope, a.attention.head_dim, device))),
-            Positions::Learned(Table { offset }) => {
-                let rows = a.context + offset;
-                (Some(weights(names.positions, &[rows, h])?.reshape([rows, h])), None)
-            }
+        let (embedding, positions) = tables(a, names, weights)?;
+        let ropes = match &a.positions {
+            Positions::Rotary(rope) => Some(Ropes::new(rope, a.attention.head_dim, device)),
+            Positions::Learned(_) => None,
         };
         let mut blocks = Vec::with_capacity(a.layers);
         for layer in 0..a.layers {
             blocks.push(block(a, names, layer, weights)?);
         }
+        let blocks = Blocks::new(0, blocks);
         let final_norm = normalisation(a, names.final_norm, weights)?;
-        let head_weight = match a.head {
-            Head::Tied => embedding.clone(),
-            Head::Untied => {
-                weights(&format!("{}.weight", names.head), &[a.vocabulary, h])?.reshape([a.vocabulary, h])
-            }
-        };
-        let head =
-            Group { linears: vec![Linear { name: names.head.into(), weight: head_weight, bias: None }] };
+        let tied = (a.head == Head::Tied).then(|| embedding.clone());
+        let head = head(a, names, tied, weights)?;
         Ok(Self {
             architecture: a.clone(),
             embedding,
@@ -117,6 +107,11 @@ impl Decoder {
         self.embedding.device()
     }
 
+    /// Tokens of [`Decoder::prefix`].
+    fn behind(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len())
+    }
+
     /// Hidden states after the final norm, behind [`Decoder::prefix`] where there is one.
     ///
     /// The prefix's tokens take the first positions; the tap sees nothing of them.
@@ -124,7 +119,7 @@ impl Decoder {
     /// # Shapes
     /// `tokens` is `[sequences, tokens]`; the result is `[sequences, tokens, hidden]`.
     pub fn hidden(&mut self, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
-        self.reach(self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()) + tokens.dims()[1]);
+        self.reach(self.behind() + tokens.dims()[1]);
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         self.run(past, None, tokens, tap, None)
     }
@@ -137,7 +132,7 @@ impl Decoder {
     /// # Panics
     /// Without tokens.
     pub fn packed(&mut self, packed: &Packed, tap: &mut dyn Tap) -> Tensor<3> {
-        self.reach(self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()) + packed.longest());
+        self.reach(self.behind() + packed.longest());
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         let tokens = token_tensor(&[packed.tokens()], &self.device());
         self.run(past, Some(packed), tokens, tap, None)
@@ -177,11 +172,10 @@ impl Decoder {
         for &token in tokens {
             assert!((token as usize) < vocabulary, "token {token} is beyond the vocabulary of {vocabulary}");
         }
-        self.prefix = (!tokens.is_empty()).then(|| {
-            let input = token_tensor(&[tokens], &self.device());
-            let (hidden, cache) = self.encode(None, input, &mut Off);
-            Prefix { tokens: tokens.to_vec(), cache, last: hidden.narrow(1, tokens.len() - 1, 1) }
-        });
+        self.prefix = None;
+        if !tokens.is_empty() {
+            self.lead_prefix(tokens, None);
+        }
     }
 
     /// Whether a sequence's first token is not fed: it is `start`, BOS, and the prefix stands in its place.
@@ -203,8 +197,8 @@ impl Decoder {
     /// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result
     /// has `q`'s shape.
     pub fn attend(&mut self, layer: usize, [q, k, v]: [Tensor<3>; 3]) -> Tensor<3> {
-        self.reach(self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()) + q.dims()[1]);
-        let past = self.prefix.as_ref().map(|prefix| &prefix.cache.blocks()[layer]);
+        self.reach(self.behind() + q.dims()[1]);
+        let past = self.prefix.as_ref().map(|prefix| prefix.cache.block(layer));
         let (shape, norms) = (&self.architecture.attention, self.blocks[layer].qk_norms.as_ref());
         let tap = &mut Off;
         let tap = &mut self.online.before(tap);
@@ -240,7 +234,7 @@ impl Decoder {
     ///
     /// # Panics
     /// If positions are learned and fewer.
-    fn reach(&mut self, length: usize) {
+    pub(crate) fn reach(&mut self, length: usize) {
         if let Some(ropes) = &mut self.ropes {
             ropes.reach(length);
         }
@@ -258,7 +252,7 @@ impl Decoder {
     /// # Shapes
     /// `[sequences, tokens]` to `[sequences, tokens, hidden]`.
     pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.embed_behind(tokens, self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens()), None)
+        self.embed_behind(tokens, self.behind(), None)
     }
 
     /// What block `layer` makes of the residual stream, behind [`Decoder::prefix`], as the forward pass computes it: for
@@ -267,16 +261,24 @@ impl Decoder {
     /// # Shapes
     /// `[sequences, tokens, hidden]` in and out.
     pub fn through_block(&mut self, layer: usize, x: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
-        let behind = self.prefix.as_ref().map_or(0, |prefix| prefix.cache.tokens());
+        let behind = self.behind();
         self.reach(behind + x.dims()[1]);
         tap.begin(behind);
         let tap = &mut self.online.before(tap);
-        let past = self.prefix.as_ref().map(|prefix| &prefix.cache.blocks()[layer]);
-        self.blocks[layer].forward(layer, x, &self.architecture, self.ropes.as_ref(), (past, None), tap).0
+        let past = self.prefix.as_ref().map(|prefix| prefix.cache.block(layer));
+        let ropes = self.ropes.as_ref();
+        let (x, _) = self.blocks[layer].forward(layer, x, &self.architecture, ropes, (past, None), tap);
+        tap.residual(layer, &x);
+        x
     }
 
     /// The stream before the first block, of tokens, or packed ones, behind `behind` others.
-    fn embed_behind(&self, tokens: Tensor<2, Int>, behind: usize, packed: Option<&Packed>) -> Tensor<3> {
+    pub(crate) fn embed_behind(
+        &self,
+        tokens: Tensor<2, Int>,
+        behind: usize,
+        packed: Option<&Packed>,
+    ) -> Tensor<3> {
         let ([sequences, length], hidden) = (tokens.dims(), self.architecture.hidden);
         let flat = tokens.reshape([sequences * length]);
         let mut x = self.embedding.clone().select(0, flat).reshape([sequences, length, hidden]);
@@ -315,7 +317,7 @@ impl Decoder {
         tap.begin(past.map_or(0, Cache::tokens));
         let mut x = self.embed_behind(tokens, past.map_or(0, Cache::tokens), packed);
         let tap = &mut self.online.before(tap);
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for (layer, block) in self.blocks.layers().zip(&self.blocks) {
             let past = past.map(|past| &past.blocks()[layer]);
             let read;
             (x, read) = block.forward(layer, x, &self.architecture, self.ropes.as_ref(), (past, packed), tap);
@@ -356,7 +358,7 @@ impl Decoder {
     /// Every group of linears with its site, in the order of the forward pass.
     pub fn groups(&self) -> Vec<(Site, &Group)> {
         let mut groups = Vec::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for (layer, block) in self.blocks.layers().zip(&self.blocks) {
             groups.push((Site::block(layer, Port::AttnIn), &block.qkv));
             groups.push((Site::block(layer, Port::OIn), &block.o));
             let of_mlp = block.mlp.groups().into_iter();
@@ -364,14 +366,16 @@ impl Decoder {
                 of_mlp.map(|(port, expert, group)| (Site { layer: Some(layer), port, expert }, group)),
             );
         }
-        groups.push((Site::HEAD, &self.head));
+        if self.has_head() {
+            groups.push((Site::HEAD, &self.head));
+        }
         groups
     }
 
     /// As [`Decoder::groups`], to be changed in place.
     pub fn groups_mut(&mut self) -> Vec<(Site, &mut Group)> {
         let mut groups = Vec::new();
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
+        for (layer, block) in self.blocks.layers().zip(&mut self.blocks) {
             groups.push((Site::block(layer, Port::AttnIn), &mut block.qkv));
             groups.push((Site::block(layer, Port::OIn), &mut block.o));
             let of_mlp = block.mlp.groups_mut().into_iter();
@@ -379,13 +383,15 @@ impl Decoder {
                 of_mlp.map(|(port, expert, group)| (Site { layer: Some(layer), port, expert }, group)),
             );
         }
-        groups.push((Site::HEAD, &mut self.head));
+        if !self.head.linears.is_empty() {
+            groups.push((Site::HEAD, &mut self.head));
+        }
         groups
     }
 }
 
 impl Block {
-    fn forward(
+    pub(crate) fn forward(
         &self,
         layer: usize,
         x: Tensor<3>,
@@ -433,111 +439,6 @@ impl Block {
         }
         readers
     }
-}
-
-/// Block `layer` of a checkpoint.
-fn block(
-    a: &Architecture,
-    names: &WeightNames,
-    layer: usize,
-    weights: &mut Weights,
-) -> Result<Block, CheckpointError> {
-    let (h, f, d) = (a.hidden, a.mlp.intermediate, a.attention.head_dim);
-    let (q, kv) = (a.attention.heads * d, a.attention.kv_heads * d);
-    let qkv_bias = a.attention.bias != AttentionBias::Absent;
-    let o_bias = a.attention.bias == AttentionBias::All;
-    let mlp_bias = a.mlp.bias == Bias::Present;
-    let named = |part: &str| names.block(layer, part);
-    let mut linear = |name: String, out: usize, input: usize, bias: bool| {
-        let weight = weights(&format!("{name}.weight"), &[out, input])?.reshape([out, input]);
-        let bias = if bias { Some(weights(&format!("{name}.bias"), &[out])?) } else { None };
-        Ok::<_, CheckpointError>(Linear { name, weight, bias })
-    };
-    let mut qkv = Group {
-        linears: vec![
-            linear(named(names.q), q, h, qkv_bias)?,
-            linear(named(names.k), kv, h, qkv_bias)?,
-            linear(named(names.v), kv, h, qkv_bias)?,
-        ],
-    };
-    let o = Group { linears: vec![linear(named(names.o), h, q, o_bias)?] };
-    let mut gated = |[gate, up, down]: [String; 3]| {
-        let gate_up = Group { linears: vec![linear(gate, f, h, mlp_bias)?, linear(up, f, h, mlp_bias)?] };
-        let down = Group { linears: vec![linear(down, h, f, mlp_bias)?] };
-        Ok::<_, CheckpointError>(Expert { gate_up, down })
-    };
-    let whole = || [names.gate, names.up, names.down].map(named);
-    let mlp = match a.mlp.form {
-        MlpForm::Gated(activation) => {
-            let Expert { gate_up, down } = gated(whole())?;
-            let norm = normalisation(a, &named(names.mlp_norm), weights)?;
-            Mlp::Gated { norm, gate_up, down, activation }
-        }
-        MlpForm::Parallel(activation) => {
-            let Expert { gate_up, down } = gated(whole())?;
-            qkv.linears.extend(gate_up.linears);
-            Mlp::Parallel { down, activation }
-        }
-        MlpForm::Plain(activation) => {
-            let up = Group { linears: vec![linear(named(names.up), f, h, mlp_bias)?] };
-            let down = Group { linears: vec![linear(named(names.down), h, f, mlp_bias)?] };
-            let norm = normalisation(a, &named(names.mlp_norm), weights)?;
-            Mlp::Plain { norm, up, down, activation }
-        }
-        MlpForm::Experts { count, chosen, activation } => {
-            let experts = (0..count).map(|expert| gated(names.expert(layer, expert)));
-            let experts = experts.collect::<Result<Vec<_>, _>>()?;
-            let router = Group { linears: vec![linear(named(names.router), count, h, false)?] };
-            let norm = normalisation(a, &named(names.mlp_norm), weights)?;
-            Mlp::Experts { norm, router, experts, chosen, activation }
-        }
-    };
-    let attn_norm = normalisation(a, &named(names.attn_norm), weights)?;
-    let post_norms = match a.post_norms {
-        PostNorms::Absent => None,
-        PostNorms::Present => Some([
-            normalisation(a, &named(names.attn_post_norm), weights)?,
-            normalisation(a, &named(names.mlp_post_norm), weights)?,
-        ]),
-    };
-    let mut head_norm = |name: &str, heads: usize| {
-        let name = format!("{}.weight", named(name));
-        Ok::<_, CheckpointError>(match a.attention.qk_norm {
-            QkNorm::Absent => None,
-            QkNorm::Shared => Some(HeadNorm::Shared(Normalisation {
-                kind: a.norm,
-                weight: weights(&name, &[d])?,
-                bias: None,
-            })),
-            QkNorm::PerHead => {
-                let weight = weights(&name, &[heads, d])?;
-                let ones = Tensor::ones([d], &weight.device());
-                let plain = Normalisation { kind: a.norm, weight: ones, bias: None };
-                Some(HeadNorm::PerHead { plain, weight })
-            }
-        })
-    };
-    let norms = (head_norm(names.q_norm, a.attention.heads)?, head_norm(names.k_norm, a.attention.kv_heads)?);
-    let qk_norms = match norms {
-        (Some(q), Some(k)) => Some(QkNorms { q, k }),
-        _ => None,
-    };
-    Ok(Block { attn_norm, qkv, qk_norms, o, mlp, post_norms })
-}
-
-/// The norm called `name`, of the architecture's kind.
-fn normalisation(
-    architecture: &Architecture,
-    name: &str,
-    weights: &mut Weights,
-) -> Result<Normalisation, CheckpointError> {
-    let channels = [architecture.hidden];
-    let weight = weights(&format!("{name}.weight"), &channels)?;
-    let bias = match architecture.norm.has_bias() {
-        true => Some(weights(&format!("{name}.bias"), &channels)?),
-        false => None,
-    };
-    Ok(Normalisation { kind: architecture.norm, weight, bias })
 }
 
 pub(crate) fn one(outputs: Vec<Tensor<3>>) -> Tensor<3> {

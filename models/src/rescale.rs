@@ -128,6 +128,27 @@ impl Decoder {
         }
     }
 
+    /// The linear whose rows [`Decoder::rescale`] divides: the site that its group reads, and its place in the group. `None`
+    /// where a norm or a rotation in the forward pass is divided, or nothing can be rescaled.
+    pub fn producer(&self, site: Site) -> Option<(Site, usize)> {
+        if self.online.at(site).is_some() {
+            return None;
+        }
+        let linear = self.linear_before(site)?;
+        let place = |group: &Group| group.linears.iter().position(|other| std::ptr::eq(other, linear));
+        self.groups().into_iter().find_map(|(at, group)| place(group).map(|place| (at, place)))
+    }
+
+    /// The linear whose output channels become those of the site's activation, where scales go through to it.
+    fn linear_before(&self, site: Site) -> Option<&Linear> {
+        let block = self.blocks.get(site.layer?)?;
+        match site.port {
+            Port::OIn => block.qkv.linears.get(2),
+            Port::DownIn => block.producer(site.expert),
+            _ => None,
+        }
+    }
+
     /// The groups whose columns follow the channels of a site in [`Decoder::rescale`]: all that read what one norm gives,
     /// else the site's own. Empty where nothing can be rescaled.
     pub fn followers(&self, site: Site) -> Vec<&Group> {
@@ -183,12 +204,7 @@ impl Decoder {
 
         let groups = self.followers(site).into_iter().map(multiplied).collect::<Result<Vec<_>, _>>()?;
         let norm = self.norm_before(site).map(divided_norm).transpose()?;
-        let producer = site.layer.and_then(|layer| match site.port {
-            Port::OIn => Some(&self.blocks[layer].qkv.linears[2]),
-            Port::DownIn => self.blocks[layer].producer(site.expert),
-            _ => None,
-        });
-        let producer = producer.map(divided_rows).transpose()?;
+        let producer = self.linear_before(site).map(divided_rows).transpose()?;
 
         for (old, new) in self.followers_mut(site).into_iter().zip(groups) {
             *old = new;
@@ -210,7 +226,7 @@ impl Decoder {
                     prefix.last = prefix.last.clone() / scales;
                 }
                 (Some(layer), Port::OIn) => {
-                    let values = &mut prefix.cache.blocks_mut()[layer].values;
+                    let values = &mut prefix.cache.block_mut(layer).values;
                     let [_, kv_heads, _, head_dim] = values.dims();
                     let scales = channels(&producer_scales, values).reshape([1, kv_heads, 1, head_dim]);
                     *values = values.clone() / scales;

@@ -237,8 +237,9 @@ fn neighbours_are_transformed_alike() {
 
 #[test]
 fn tensors_are_transformed_as_rows_are() {
-    // With gradients asked for, the same device takes the path of tensor operations.
-    for device in [Device::flex(), Device::flex().autodiff()] {
+    // With gradients asked for, the same device takes the path of tensor operations, made for it or not.
+    let (plain, autodiff) = (Device::flex(), Device::flex().autodiff());
+    for (made_on, device) in [(&plain, &plain), (&autodiff, &autodiff), (&plain, &autodiff)] {
         for (name, plain) in kinds() {
             for hadamard in
                 [plain.clone(), plain.clone().with_random_signs(2), plain.with_random_signs(2).over(6)]
@@ -248,8 +249,8 @@ fn tensors_are_transformed_as_rows_are() {
                 let x: Vec<f32> = numbers(dims.iter().product(), 17).into_iter().map(|x| x as f32).collect();
                 let mut expected: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
                 hadamard.apply(&mut expected);
-                let tensor = Tensor::<3>::from_data(TensorData::new(x, dims), &device);
-                let found = OnDevice::new(hadamard, &device).forward(tensor);
+                let tensor = Tensor::<3>::from_data(TensorData::new(x, dims), device);
+                let found = OnDevice::new(hadamard, made_on).forward(tensor);
                 assert_eq!(found.dims(), dims);
                 let found: Vec<f32> = found.to_data().try_to_vec().unwrap();
                 let found: Vec<f64> = found.into_iter().map(f64::from).collect();

@@ -6,6 +6,7 @@
 //! | [`overlap`] | refusing a set that overlaps what is measured |
 //! | [`observe`] | the tap that collects statistics, and the floating-point pass over a set |
 //! | [`statistics`] | what is known of the activation of one site, and of all of them; merging |
+//! | [`led`] | the same pass, part by part through a model that does not fit |
 //! | [`histogram`] | log-binned counts of magnitudes |
 //! | [`moment`] | second moments, on demand |
 //! | [`recorded`] | statistics as the store keeps them |
@@ -15,6 +16,7 @@
 //! integers.
 
 pub mod histogram;
+pub mod led;
 pub mod moment;
 pub mod observe;
 pub mod overlap;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 use models::kernel::on_host;
@@ -69,6 +70,11 @@ pub enum CollectError {
         /// Index of the sample.
         sample: usize,
     },
+    /// Hidden states that found no place.
+    #[error(
+        "the hidden states of the calibration set cannot be kept in a temporary file: {0}; free space there, or set TMPDIR"
+    )]
+    States(String),
     /// The caller's progress said so.
     #[error("interrupted")]
     Interrupted,
@@ -160,6 +166,11 @@ impl<'a> Observer<'a> {
         if let Err(NotFinite { sample }) = statistics.observe_routed(values, sample, &tokens, &positions) {
             self.fault = Some(CollectError::NotFinite { site: site.to_string(), sample });
         }
+    }
+
+    /// The first fault met so far, if any.
+    pub(super) fn fault(&self) -> Result<(), CollectError> {
+        self.fault.clone().map_or(Ok(()), Err)
     }
 
     /// What was seen.
@@ -265,6 +276,27 @@ pub fn collect_through(
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Statistics, CollectError> {
     let skipped = usize::from(drop_first);
+    let device = decoder.device();
+    let mut observer = Observer::new(inner, options, skipped);
+    for range in batches(samples, skipped)? {
+        let batch: Vec<&[u32]> = samples[range.clone()].iter().map(|s| &s[skipped..]).collect();
+        observer.begin(&range.clone().collect::<Vec<_>>(), &batch);
+        let hidden = decoder.hidden(token_tensor(&batch, &device), &mut observer);
+        // The head itself is not run: it is the greatest product of all, and nobody asks for logits.
+        observer.observe(Site::HEAD, hidden);
+        observer.fault()?;
+        if !progress(range.end, samples.len()) {
+            return Err(CollectError::Interrupted);
+        }
+    }
+    observer.finish()
+}
+
+/// Places of samples that go through the blocks together, where the first `skipped` tokens of each are left out.
+///
+/// # Errors
+/// An empty set, or a sample of which nothing is left.
+pub(super) fn batches(samples: &[Vec<u32>], skipped: usize) -> Result<Vec<Range<usize>>, CollectError> {
     if samples.is_empty() {
         return Err(CollectError::NoSamples);
     }
@@ -272,26 +304,13 @@ pub fn collect_through(
         let tokens = samples[sample].len();
         return Err(CollectError::Short { sample, tokens, least: skipped + 1 });
     }
-    let device = decoder.device();
-    let mut observer = Observer::new(inner, options, skipped);
-    let mut done = 0;
+    let (mut batches, mut done) = (Vec::new(), 0);
     while done < samples.len() {
         let length = samples[done].len();
         let most = (TOKENS_PER_BATCH / (length - skipped)).max(1);
         let count = samples[done..].iter().take(most).take_while(|s| s.len() == length).count();
-        let batch: Vec<&[u32]> = samples[done..done + count].iter().map(|s| &s[skipped..]).collect();
-        let indices: Vec<usize> = (done..done + count).collect();
-        observer.begin(&indices, &batch);
-        let hidden = decoder.hidden(token_tensor(&batch, &device), &mut observer);
-        // The head itself is not run: it is the greatest product of all, and nobody asks for logits.
-        observer.observe(Site::HEAD, hidden);
-        if let Some(fault) = observer.fault {
-            return Err(fault);
-        }
+        batches.push(done..done + count);
         done += count;
-        if !progress(done, samples.len()) {
-            return Err(CollectError::Interrupted);
-        }
     }
-    observer.finish()
+    Ok(batches)
 }

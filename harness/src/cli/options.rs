@@ -8,6 +8,7 @@ use clap::Args;
 use crate::data;
 use crate::device::Choice;
 use crate::plan::{Globs, Selection};
+use crate::run::residence::{self, Ask};
 
 /// The flags that every verb takes; a verb that has no use for one ignores it.
 #[derive(Clone, Debug, Default, Args)]
@@ -76,6 +77,17 @@ pub struct Options {
     #[arg(long, help_heading = "Places")]
     pub offline: bool,
 
+    /// How models are executed: auto, resident or streamed.
+    ///
+    /// resident holds all weights in memory; streamed holds one block at a time, and takes all cells of a model through it
+    /// in lockstep. No result depends on it. auto streams what does not fit, and `plan` shows what that is.
+    #[arg(long, value_name = "EXECUTION", default_value = "auto", help_heading = "Running")]
+    pub execution: Ask,
+
+    /// Memory that auto may count on, such as 4GiB. The default is what the machine has free.
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Running")]
+    pub memory: Option<u64>,
+
     /// Show what would be done, and do nothing.
     #[arg(long, help_heading = "Running")]
     pub dry_run: bool,
@@ -104,6 +116,12 @@ impl Options {
         }
     }
 
+    /// How models are executed, and what memory there is. On a GPU only the flag says how much that is.
+    pub fn execution(&self) -> residence::Choice {
+        let free = || matches!(self.device, Choice::Auto | Choice::Cpu).then(residence::free).flatten();
+        residence::Choice { ask: self.execution, memory: self.memory.or_else(free) }
+    }
+
     /// The folder of corpora: the flag, else `QUANTSCOPE_DATA`.
     pub fn data_dir(&self) -> Option<PathBuf> {
         data::data_dir(self.data.clone())
@@ -123,5 +141,38 @@ impl Options {
     /// The folder of records of an experiment.
     pub fn results_of(&self, experiment: &str) -> PathBuf {
         self.results.clone().unwrap_or_else(|| Path::new("results").join(experiment))
+    }
+}
+
+/// Bytes, with or without a unit.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kib" => 1024.0,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => return Err(format!("`{text}` is no size: give bytes, or MiB, GiB, MB or GB, such as 4GiB")),
+    };
+    match digits.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * factor) as u64),
+        _ => Err(format!("`{text}` is no size: give a number above zero, such as 4GiB")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("4GiB"), Ok(4 << 30));
+        assert_eq!(size("1.5mib"), Ok(3 << 19));
+        assert_eq!((size("12"), size("2GB")), (Ok(12), Ok(2_000_000_000)));
+        for bad in ["", "GiB", "-1", "4 parsecs", "nan"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 }

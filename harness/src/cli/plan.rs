@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::HumanBytes;
 
+use crate::cli::progress::duration;
 use crate::cli::{CliError, Options, Outcome, columns, load, print, say};
 use crate::data::corpus::DataOptions;
 use crate::experiment::{Evaluation, Experiment, ModelSource};
@@ -57,7 +58,7 @@ pub fn survey(experiment: &Experiment, plan: &Plan, options: &Options) -> Result
     let base = experiment.file.parent().map(PathBuf::from).unwrap_or_default();
     let data = DataOptions::new(options.data_dir(), base, true);
     let store = options.store_of(&experiment.name);
-    Ok(survey::survey(plan, &models, &data, &store).map_err(RunError::from)?)
+    Ok(survey::survey(plan, &models, &data, &store, options.execution()).map_err(RunError::from)?)
 }
 
 /// The plan as text: a table of cells, what is measured of each, and what the models are.
@@ -103,6 +104,8 @@ pub fn render(experiment: &Experiment, plan: &Plan, survey: &Survey) -> String {
         rows.push(vec![label.clone(), from, found_as(found)]);
     }
     write!(text, "\n{}", columns(&rows)).expect("writing to a string cannot fail");
+
+    text.push_str(&executions(survey));
 
     if !survey.sets.is_empty() {
         let head = ["calibration", "model", "samples", "length", "unique tokens", "repetition", "text"];
@@ -157,18 +160,39 @@ fn bits(plan: &Plan, survey: &Survey) -> Option<Vec<Vec<String>>> {
     (rows.len() > 1).then_some(rows)
 }
 
+/// What either execution of every model whose config.json is here is estimated to take, which is chosen, and what cannot be
+/// streamed where a cell is or does not fit.
+fn executions(survey: &Survey) -> String {
+    let head = ["execution of", "", "estimated peak memory", "estimated time", "cells"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    let mut notes = String::new();
+    for (label, found) in &survey.models {
+        let (Model::Here { needs, .. } | Model::Described { needs, .. }) = found else { continue };
+        let (streamed, cells) = needs.streamed;
+        for (place, (word, chosen)) in
+            [("resident", cells - streamed), ("streamed", streamed)].into_iter().enumerate()
+        {
+            let time = needs.seconds.map_or("?".into(), |seconds| duration(seconds[place]));
+            let memory = HumanBytes(needs.memory[place]).to_string();
+            let count = if chosen == 0 { "-".into() } else { format!("{chosen} of {cells}") };
+            rows.push(vec![label.clone(), word.into(), memory, time, count]);
+        }
+        if streamed > 0 {
+            for (recipe, why) in &needs.whole {
+                notes.push_str(&format!("{label} · {recipe} cannot be streamed: {why}\n"));
+            }
+        }
+    }
+    if rows.len() == 1 { String::new() } else { format!("\n{}{notes}", columns(&rows)) }
+}
+
 fn found_as(model: &Model) -> String {
     match model {
-        Model::Here { parameters, memory } => format!(
-            "here; {:.1} M parameters, estimated peak memory {}",
+        Model::Here { parameters, .. } => format!("here; {:.1} M parameters", *parameters as f64 / 1e6),
+        Model::Described { parameters, .. } => format!(
+            "config.json is here; {:.1} M parameters: about {} to fetch in 16 bits",
             *parameters as f64 / 1e6,
-            HumanBytes(*memory)
-        ),
-        Model::Described { parameters, memory } => format!(
-            "config.json is here; {:.1} M parameters: about {} to fetch in 16 bits, estimated peak memory {}",
-            *parameters as f64 / 1e6,
-            HumanBytes(2 * parameters),
-            HumanBytes(*memory)
+            HumanBytes(2 * parameters)
         ),
         Model::ToFetch { parameters_by_name } => {
             let size = parameters_by_name.map_or(String::new(), |n| {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
+use crate::record::execution::Residence;
 use crate::run::{Event, Observer};
 
 /// Draws on stderr.
@@ -70,10 +71,11 @@ impl Observer for Progress {
                 }
             }
             Event::Download { file, done, total } => self.downloading(file, done, total),
-            Event::Opened { model, parameters, memory } => self.line(&format!(
-                "{model}: {:.1} M parameters; estimated peak memory {}",
+            Event::Opened { model, parameters, memory, residence } => self.line(&format!(
+                "{model}: {:.1} M parameters; estimated peak memory {}{}",
                 parameters as f64 / 1e6,
-                HumanBytes(memory)
+                HumanBytes(memory),
+                if residence == Residence::Streamed { ", block by block" } else { "" },
             )),
             Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::CellStarted { index, total, cell } => {
@@ -166,7 +168,7 @@ fn digits(value: f64, significant: i32) -> String {
 }
 
 /// Seconds as people say them.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 9.95 => format!("{s:.1} s"),
         s if s < 120.0 => format!("{s:.0} s"),

@@ -3,7 +3,8 @@
 //! The original's logits are not kept: for a text of any size they are the largest thing there is. What is kept are its
 //! hidden states before the output head, a vocabulary's width smaller, and the head itself; the logits are made again
 //! beside those of the reading, slice by slice, by the same products, so that the original against itself gives exactly
-//! 0. Behind a prefix a reading is still compared with the original without one: that is the model that was given.
+//! 0. Beside them the details of the KL divergence say how it goes with the token's position, and how errors grow inside
+//! ([`growth`]). Behind a prefix a reading is still compared with the original without one: that is the model that was given.
 //!
 //! # Reference
 //! `paired::divergence`, and the statistics of llama.cpp's `llama-perplexity --kl-divergence`.
@@ -18,6 +19,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::evaluate::decoder_model::{DecoderModel, target_log_likelihoods};
+use crate::evaluate::growth::{self, Growth, Shared, Watch};
 use crate::evaluate::metrics::perplexity;
 use crate::evaluate::windows::{Window, batches};
 use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
@@ -45,6 +47,8 @@ pub struct Original {
     states: States,
     /// Values of one hidden state.
     width: usize,
+    /// Of its first tokens.
+    queries: Shared,
 }
 
 /// Hidden states of every window, `[targets, hidden]` one after the other.
@@ -76,17 +80,25 @@ impl Original {
             true => States::Memory(Vec::with_capacity(windows.len())),
             false => States::File(tempfile::tempfile().map_err(spilling)?, Vec::new()),
         };
+        model.watch(Watch::keeps(model.architecture(), windows));
         for batch in batches(windows, &|length| model.batch(length)) {
             if !progress(batch.start, windows.len()) {
                 return Err(EvaluateError::Interrupted);
             }
-            for window in model.states(&windows[batch].iter().collect::<Vec<_>>()) {
+            for window in model.states(&windows[batch].iter().collect::<Vec<_>>())? {
                 let values = window.try_into_data().expect("the device answers");
                 let values = values.try_into_vec::<f32>().expect("states are f32");
                 states.push(values).map_err(spilling)?;
             }
         }
-        Ok(Self { head, states, width })
+        let watch = model.watched();
+        let queries = Shared::clone(watch.kept().expect("an original's windows are watched on their way"));
+        Ok(Self { head, states, width, queries })
+    }
+
+    /// Queries of its first tokens.
+    pub fn queries(&self) -> &Shared {
+        &self.queries
     }
 
     /// Bytes that it keeps in memory besides the head.
@@ -155,6 +167,8 @@ pub struct Compared {
     pub original: Vec<Vec<f32>>,
     /// Of every target.
     pub divergences: Vec<Vec<TokenDivergence>>,
+    /// Errors inside, over the first tokens.
+    pub growth: Growth,
 }
 
 /// Runs a reading over the windows that the original was run over.
@@ -171,7 +185,9 @@ pub fn compare(
         scores: vec![Vec::new(); windows.len()],
         original: vec![Vec::new(); windows.len()],
         divergences: vec![Vec::new(); windows.len()],
+        growth: Growth::default(),
     };
+    model.watch(Watch::compares(&original.queries));
     for batch in batches(windows, &|length| model.batch(length)) {
         if !progress(batch.start, windows.len()) {
             return Err(EvaluateError::Interrupted);
@@ -191,11 +207,12 @@ pub fn compare(
             compared.divergences[window].extend(divergences(&theirs, &logits));
             compared.scores[window].extend(target_log_likelihoods(logits, wanted));
             compared.original[window].extend(target_log_likelihoods(theirs, wanted));
-        });
+        })?;
         if let Some(error) = broken {
             return Err(error);
         }
     }
+    compared.growth = model.watched().growth();
     Ok(compared)
 }
 
@@ -252,6 +269,9 @@ pub fn measured(windows: &[Window], compared: &Compared) -> Result<[Measured; 3]
             })
         })
         .collect();
+    let placed = windows.iter().zip(&compared.divergences).flat_map(|(window, tokens)| {
+        tokens.iter().enumerate().map(move |(target, token)| (window.from + target, token.kl))
+    });
     let kl = detail([
         ("units", json!(units.len())),
         ("median", json!(summary.median)),
@@ -262,6 +282,9 @@ pub fn measured(windows: &[Window], compared: &Compared) -> Result<[Measured; 3]
         ("buckets", json!(buckets)),
         ("unit-sums", json!(kl_sums)),
         ("unit-tokens", json!(kl_tokens)),
+        ("by-position", growth::written(&growth::by_position(placed))),
+        ("queries-by-block", json!(compared.growth.blocks)),
+        ("queries-by-position", growth::written(&compared.growth.positions)),
     ]);
     let top = detail([
         ("units", json!(units.len())),
@@ -329,6 +352,7 @@ mod tests {
             scores: vec![vec![-2.0], vec![-4.0], vec![-1.0]],
             original: vec![vec![-1.0], vec![-1.0], vec![-3.0]],
             divergences: vec![vec![token], vec![token], vec![TokenDivergence { same_top: false, ..token }]],
+            growth: Growth::default(),
         };
         let [kl, top, delta] = measured(&[window(0), window(0), window(3)], &compared).unwrap();
         assert_eq!((kl.value, kl.n), (0.5, 3));

@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
+use models::architecture::Architecture;
 use models::kernel::on_host;
 use models::{Decoder, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decode::{self, Mode};
+use crate::evaluate::growth::Watch;
+use crate::evaluate::passage::Passage;
 use crate::evaluate::scoring::Answer;
 use crate::evaluate::shared_scoring::{self, Sharing};
 use crate::evaluate::windows::{Sequence, Window};
@@ -33,6 +36,11 @@ pub struct DecoderModel<'a> {
     sharing: Sharing,
     /// How the tokens of a window go through the decoder.
     mode: Mode,
+    /// Where the blocks have done their work already: the decoder then is the part with the head.
+    passage: Option<&'a mut Passage>,
+    watch: Watch,
+    /// The first window that has not been fed since.
+    next_window: usize,
     /// Time in forward passes, scoring included.
     pub forward: Duration,
     /// Tokens that went through them.
@@ -49,6 +57,9 @@ impl<'a> DecoderModel<'a> {
             start,
             sharing: Sharing::Shared,
             mode: Mode::Dense,
+            passage: None,
+            watch: Watch::Off,
+            next_window: 0,
             forward: Duration::ZERO,
             tokens: 0,
         }
@@ -66,22 +77,36 @@ impl<'a> DecoderModel<'a> {
         self
     }
 
+    /// The same model, of whose windows the hidden states come from a passage through its blocks: it must be of the windows
+    /// that are asked for, all of them and in order.
+    pub fn behind(mut self, passage: Option<&'a mut Passage>) -> Self {
+        self.passage = passage;
+        self
+    }
+
     /// Shows the logits of every target, slice by slice and window by window; the windows feed equally many tokens.
     /// Where a prefix takes BOS's place, the first target is predicted from it: no position of a prefix is ever rounded.
-    pub(super) fn each_logits(&mut self, windows: &[&Window], visit: &mut Visit) {
+    ///
+    /// # Errors
+    /// Hidden states of a passage that cannot be read.
+    pub(super) fn each_logits(
+        &mut self,
+        windows: &[&Window],
+        visit: &mut Visit,
+    ) -> Result<(), EvaluateError> {
         let dropped = windows.iter().filter(|w| self.decoder.stands_for_first(self.start, &w.fed)).count();
         if dropped > 0 && dropped < windows.len() {
             // Only the first window of a stream begins with the tokenizer's own BOS.
             for (index, window) in windows.iter().enumerate() {
-                self.each_logits(&[window], &mut |_, targets, logits| visit(index, targets, logits));
+                self.each_logits(&[window], &mut |_, targets, logits| visit(index, targets, logits))?;
             }
-            return;
+            return Ok(());
         }
         let dropped = usize::from(dropped > 0);
         let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[dropped..]).collect();
-        let hidden = self.hidden(&fed);
+        let hidden = self.hidden(&fed, dropped)?;
         let rows = match self.mode {
-            Mode::Dense => (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1),
+            Mode::Dense => rows_of_logits(&self.decoder.architecture),
             // A decoder has no other token's row at hand when the head's input is rounded.
             Mode::Decode => 1,
         };
@@ -104,17 +129,34 @@ impl<'a> DecoderModel<'a> {
                 visit(index, from..until, logits.reshape([until - from, vocabulary]));
             }
         }
+        Ok(())
     }
 
-    /// Hidden states after the final norm, `[windows, tokens, hidden]`; none where nothing is fed.
-    fn hidden(&mut self, fed: &[&[u32]]) -> Option<Tensor<3>> {
+    /// Hidden states after the final norm, `[windows, tokens, hidden]`, of windows of each of which `dropped` tokens are not
+    /// fed; none where nothing is.
+    fn hidden(&mut self, fed: &[&[u32]], dropped: usize) -> Result<Option<Tensor<3>>, EvaluateError> {
         let length = fed.first().map_or(0, |tokens| tokens.len());
         self.tokens += (length * fed.len()) as u64;
+        let first = self.next_window;
+        self.next_window += fed.len();
         let device = self.decoder.device();
-        (length > 0).then(|| match self.mode {
-            Mode::Dense => self.decoder.hidden(token_tensor(fed, &device), self.tap),
-            Mode::Decode => decode::hidden(self.decoder, self.tap, fed),
-        })
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(Some(match (&mut self.passage, self.mode) {
+            (Some(passage), _) => {
+                let x = passage.next(self.decoder)?;
+                assert_eq!(x.dims()[..2], [fed.len(), length], "a passage of the windows that are asked for");
+                self.decoder.final_norm.forward(x)
+            }
+            (None, mode) => {
+                let mut look = self.watch.beside(&mut *self.tap, first, dropped);
+                match mode {
+                    Mode::Dense => self.decoder.hidden(token_tensor(fed, &device), &mut look),
+                    Mode::Decode => decode::hidden(self.decoder, &mut look, fed),
+                }
+            }
+        }))
     }
 
     /// The hidden states that predict the targets of windows that feed equally many tokens, one tensor a window.
@@ -122,13 +164,16 @@ impl<'a> DecoderModel<'a> {
     /// # Shapes
     /// `[targets, hidden]`
     ///
+    /// # Errors
+    /// Hidden states of a passage that cannot be read.
+    ///
     /// # Panics
     /// Behind a prefix, whose own state predicts the first token.
-    pub fn states(&mut self, windows: &[&Window]) -> Vec<Tensor<2>> {
+    pub fn states(&mut self, windows: &[&Window]) -> Result<Vec<Tensor<2>>, EvaluateError> {
         assert!(self.decoder.prefix.is_none(), "the states of a model without a prefix are asked for");
         let begun = Instant::now();
         let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[..]).collect();
-        let Some(hidden) = self.hidden(&fed) else { return Vec::new() };
+        let Some(hidden) = self.hidden(&fed, 0)? else { return Ok(Vec::new()) };
         let width = hidden.dims()[2];
         let of = |(index, window): (usize, &&Window)| {
             let places = window.from..window.from + window.targets.len();
@@ -137,7 +182,25 @@ impl<'a> DecoderModel<'a> {
         };
         let states = windows.iter().enumerate().map(of).collect();
         self.forward += begun.elapsed();
-        states
+        Ok(states)
+    }
+
+    /// What it is.
+    pub(super) fn architecture(&self) -> &Architecture {
+        &self.decoder.architecture
+    }
+
+    /// From now on, windows are looked at on their way, until [`Self::watched`].
+    pub(super) fn watch(&mut self, watch: Watch) {
+        (self.watch, self.next_window) = (watch, 0);
+    }
+
+    /// What has looked at the windows, on the passage where there is one.
+    pub(super) fn watched(&mut self) -> Watch {
+        match &mut self.passage {
+            Some(passage) => passage.watched(),
+            None => std::mem::take(&mut self.watch),
+        }
     }
 
     /// A decoder that makes logits of hidden states with the weights of now, and holds no others.
@@ -151,7 +214,7 @@ impl<'a> DecoderModel<'a> {
     }
 
     /// Bytes of activations and logits that scoring sequences of `length` tokens needs besides the weights.
-    pub fn workspace_bytes(architecture: &models::architecture::Architecture, length: usize) -> u64 {
+    pub fn workspace_bytes(architecture: &Architecture, length: usize) -> u64 {
         let a = architecture;
         let tokens = length * batch_of(length);
         let heads = a.attention.heads * a.attention.head_dim;
@@ -161,13 +224,19 @@ impl<'a> DecoderModel<'a> {
     }
 
     /// Bytes of a slice of logits.
-    pub fn logits_bytes(architecture: &models::architecture::Architecture, length: usize) -> u64 {
+    pub fn logits_bytes(architecture: &Architecture, length: usize) -> u64 {
         let vocabulary = architecture.vocabulary;
         4 * (length * vocabulary).min(LOGITS_AT_ONCE.max(vocabulary)) as u64
     }
 }
 
-fn batch_of(length: usize) -> usize {
+/// Rows of logits that are made at once.
+pub(super) fn rows_of_logits(architecture: &models::architecture::Architecture) -> usize {
+    (LOGITS_AT_ONCE / architecture.vocabulary).max(1)
+}
+
+/// Windows of `length` tokens that go through the blocks together.
+pub(super) fn batch_of(length: usize) -> usize {
     (TOKENS_PER_BATCH / length.max(1)).max(1)
 }
 
@@ -177,7 +246,7 @@ impl LanguageModel for DecoderModel<'_> {
         let mut scores = vec![Vec::new(); windows.len()];
         self.each_logits(windows, &mut |index, targets, logits| {
             scores[index].extend(target_log_likelihoods(logits, &windows[index].targets[targets]));
-        });
+        })?;
         self.forward += begun.elapsed();
         Ok(scores)
     }

@@ -5,9 +5,11 @@
 pub mod against;
 pub mod decode;
 pub mod decoder_model;
+pub mod growth;
 pub mod items;
 pub mod metrics;
 pub mod noise;
+pub mod passage;
 pub mod python;
 pub mod questions;
 pub mod requests;
@@ -60,10 +62,8 @@ pub enum EvaluateError {
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
-    /// The original's hidden states found no place.
-    #[error(
-        "the original's hidden states cannot be kept in a temporary file: {message}; free space there, or set TMPDIR"
-    )]
+    /// Hidden states found no place.
+    #[error("hidden states cannot be kept in a temporary file: {message}; free space there, or set TMPDIR")]
     States {
         /// What the system said.
         message: String,

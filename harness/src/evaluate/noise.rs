@@ -9,6 +9,9 @@
 //! # Reference
 //! The noise floor of exllamav3's `eval/qbench.py`.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use burn::tensor::Tensor;
 use models::kernel::change_in_place;
 use models::{Group, Site, Tap};
@@ -19,7 +22,7 @@ use rayon::prelude::*;
 pub struct RoundingNoise {
     bits: u32,
     /// Tensors seen so far: each has its own draws, which do not depend on threads or the device.
-    seen: u64,
+    seen: Rc<Cell<u64>>,
 }
 
 impl RoundingNoise {
@@ -29,13 +32,19 @@ impl RoundingNoise {
     /// If no format has so many: below 1 or above 24.
     pub fn new(bits: u32) -> Self {
         assert!((1..=24).contains(&bits), "a float has 1 to 24 significant bits, not {bits}");
-        Self { bits, seen: 0 }
+        Self { bits, seen: Rc::new(Cell::new(0)) }
+    }
+
+    /// The count of tensors seen so far, which decides the draws of the next one; for whoever leads batches through a model
+    /// in another order. Clones share it.
+    pub fn counter(&self) -> Rc<Cell<u64>> {
+        self.seen.clone()
     }
 
     fn noisy<const D: usize>(&mut self, x: Tensor<D>) -> Tensor<D> {
         const CHUNK: usize = 1 << 14;
-        self.seen += 1;
-        let (key, bits) = (mix(self.seen), self.bits);
+        self.seen.set(self.seen.get() + 1);
+        let (key, bits) = (mix(self.seen.get()), self.bits);
         change_in_place(x, |values| {
             values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
                 for (i, value) in values.iter_mut().enumerate() {

@@ -6,13 +6,14 @@ use std::rc::Rc;
 use models::Decoder;
 use serde_json::Value;
 
+use crate::calibrate::led::Led;
 use crate::calibrate::observe;
 use crate::calibrate::statistics::Statistics;
 use crate::quantize::steps::Step;
 use crate::quantize::{Calibrator, StepError};
 
 /// Samples, the token that begins a sequence, and a seed. Knows no texts: a token is shown as its id.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Direct {
     /// The calibration set.
     pub samples: Vec<Vec<u32>>,
@@ -24,6 +25,8 @@ pub struct Direct {
     pub seed: u64,
     /// Statistics by the transforms they are behind.
     collected: BTreeMap<String, Rc<Statistics>>,
+    /// The same on their way through a model part by part.
+    led: BTreeMap<String, Led>,
     found: BTreeMap<String, Value>,
 }
 
@@ -46,6 +49,11 @@ impl Calibrator for Direct {
         }
         let drop = self.samples.iter().all(|sample| decoder.stands_for_first(self.start, sample));
         let options = observe::Options::default();
+        if !(decoder.has_table() && decoder.has_head()) {
+            let led = self.led.entry(key).or_default();
+            let seen = led.through(decoder, &self.samples, drop, &options, &mut |_, _| true);
+            return seen.map_err(|e| StepError::Statistics(e.to_string()));
+        }
         let statistics = observe::collect(decoder, &self.samples, drop, &options, &mut |_, _| true);
         let statistics = Rc::new(statistics.map_err(|e| StepError::Statistics(e.to_string()))?);
         self.collected.insert(key, statistics.clone());

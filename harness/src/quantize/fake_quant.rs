@@ -1,7 +1,7 @@
 //! The tap that rounds activations to a grid before the linears read them, and keys and values before they enter the
 //! cache, in floating point.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -10,6 +10,7 @@ use models::{Group, Site, Tap};
 
 use crate::quantize::cache_rounding::{self, CacheRule};
 use crate::quantize::grid::{Granularity, Grid, Scale};
+use crate::quantize::low_rank::LowRank;
 use crate::quantize::rounding;
 use crate::quantize::solve::layout::Layout;
 
@@ -53,6 +54,10 @@ pub struct FakeQuant {
     pub kept: HashMap<Site, Kept>,
     /// Channels that `keep` steps have put on a grid of their own.
     pub layouts: HashMap<Site, Arc<Layout>>,
+    /// Branches beside the linears of a site, in their order, which read the activation before it is rounded.
+    pub low_rank: HashMap<Site, Vec<LowRank>>,
+    /// Sites whose linears a step of the stage `tune` has rounded; `weights` leaves them as they are.
+    pub rounded: HashSet<Site>,
     /// How keys (at `k` or `k_pre`) and values (at `v`) are rounded; none leaves them as they are.
     pub cache: HashMap<Site, CacheRule>,
     /// Position of the first token of the pass under way.
@@ -90,7 +95,11 @@ impl Tap for FakeQuant {
     }
 
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        group.forward(self.read(site, x))
+        let Some(branches) = self.low_rank.get(&site) else {
+            return group.forward(self.read(site, x));
+        };
+        let outputs = group.forward(self.read(site, x.clone()));
+        outputs.into_iter().zip(branches).map(|(y, branch)| y + branch.forward(x.clone())).collect()
     }
 
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {

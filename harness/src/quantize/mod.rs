@@ -8,21 +8,26 @@
 //! | [`effective_bits`] | what a recipe stores and moves per value, scales and exemptions included |
 //! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
+//! | [`parts`] | a recipe carried out on a model whole, or part by part |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
 //! | [`likelihood`] | the language model's loss, by which steps choose |
 //! | [`admissible`] | what a step may say: the checks that steps share |
+//! | [`low_rank`] | small products beside rounded linears |
 //! | [`solve`] | rounding weights by what they read: solvers, clip searches, the pass block by block |
+//! | [`tuning`] | training the rounding of one block after another |
 //! | [`steps`] | one file per step of a recipe |
 
+use std::any::Any;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use models::{Decoder, Group, Port, RescaleError, RotateError, Site};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::calibrate::statistics::Statistics;
 use crate::quantize::effective_bits::Tally;
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant, Kept};
+use crate::quantize::parts::Application;
 use crate::quantize::solve::layout::Layout;
 use crate::quantize::steps::{Stage, Step};
 
@@ -34,9 +39,14 @@ pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
 pub mod likelihood;
+pub mod low_rank;
+pub mod parts;
 pub mod rounding;
 pub mod solve;
 pub mod steps;
+pub mod tuning;
+
+pub use parts::apply_after;
 
 /// A group of linears as the steps of a recipe pass over it.
 pub struct GroupInFlight<'a> {
@@ -50,6 +60,8 @@ pub struct GroupInFlight<'a> {
     pub kept: Option<Kept>,
     /// Channels that an earlier `keep` step has put on a grid of their own.
     pub layout: Option<Arc<Layout>>,
+    /// Whether a step of the stage `tune` has rounded the weights.
+    pub rounded: bool,
 }
 
 /// A model as the steps of a recipe pass over it, and what a step may ask of its surroundings.
@@ -66,10 +78,34 @@ pub struct ModelInFlight<'a> {
     pub calibrator: &'a mut dyn Calibrator,
     /// The transforms that made the decoder what it is.
     pub state: &'a [Step],
+    /// The steps before it in the recipe, carried out or not: see [`apply`].
+    pub earlier: &'a [Step],
     /// The steps that follow.
     pub after: &'a [Step],
     /// The step as later steps and statistics are to know it, where its own keys do not decide what it did.
     pub becomes: Option<Step>,
+    /// What the step hands itself from one part of a model to the next.
+    pub carried: &'a mut Carried,
+}
+
+/// What a step hands itself from one part of a model to the next; nothing on the first, or on a whole model.
+#[derive(Default)]
+pub struct Carried(Option<Box<dyn Any>>);
+
+impl Carried {
+    /// Takes out what was put in.
+    ///
+    /// # Panics
+    /// If it is of another type.
+    pub fn take<T: 'static>(&mut self) -> Option<T> {
+        let held = self.0.take()?;
+        Some(*held.downcast().expect("a step carries values of one type"))
+    }
+
+    /// Puts something in for the next part.
+    pub fn put<T: 'static>(&mut self, value: T) {
+        self.0 = Some(Box::new(value));
+    }
 }
 
 /// What a step may ask of its surroundings.
@@ -130,6 +166,8 @@ pub struct ModelFacts<'a> {
     pub context: usize,
     /// Longest sequence that will be fed behind a prefix, which takes the place of BOS, in tokens.
     pub longest: usize,
+    /// Whether its feed-forward parts are experts.
+    pub has_experts: bool,
     /// The token that begins a sequence.
     pub start: Option<u32>,
     /// The id of a text that is exactly one token.
@@ -173,6 +211,12 @@ pub trait Method {
     /// Whether it rounds weights, after which no statistic of the floating-point model can be taken.
     fn rounds_weights(&self) -> bool {
         false
+    }
+
+    /// Why the step needs the whole model at once; `None` where it can act on a [part](models::parts) after the other, each
+    /// as the earlier steps left it, and comes to the same.
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("it has not been taught to act on one block after the other")
     }
 
     /// Refuses a model that the step cannot act on, as far as that is known before its weights are read.
@@ -220,7 +264,9 @@ pub fn each_group(
         let mut activation = model.tap.rules.remove(&site);
         let kept = model.tap.kept.get(&site).copied();
         let layout = model.tap.layouts.get(&site).cloned();
-        let changed = act(&mut GroupInFlight { site, group, activation: &mut activation, kept, layout });
+        let rounded = model.tap.rounded.contains(&site);
+        let mut flight = GroupInFlight { site, group, activation: &mut activation, kept, layout, rounded };
+        let changed = act(&mut flight);
         if let Some(rule) = activation {
             model.tap.rules.insert(site, rule);
         }
@@ -318,18 +364,23 @@ pub enum StepError {
         /// Tokens of the context.
         context: usize,
     },
-    /// A method that goes through a block group by group, and experts.
+    /// A method that compares two models token by token, and experts.
     #[error(
-        "{site}: this solver reads whole sequences, and an expert sees parts of them; leave mlp_in and down_in out of \
-         `sites`, or round them to nearest in a step of their own"
+        "`asymmetric-calibration` compares what two models compute of the same tokens, and two models may send different \
+         tokens to an expert: leave it out, or mlp_in and down_in out of `sites` and round them in a step of their own"
     )]
-    Experts {
-        /// The first such site.
-        site: Site,
-    },
+    Experts,
+    /// Steps before it, or a model, that the step cannot build on.
+    #[error("{0}")]
+    Host(String),
     /// Too little of something that the step needs.
     #[error("{0}")]
     TooLittle(String),
+    /// Hidden states that found no place.
+    #[error(
+        "the hidden states of the calibration set cannot be kept in a temporary file: {0}; free space there, or set TMPDIR"
+    )]
+    States(String),
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,
@@ -360,8 +411,9 @@ impl StepError {
 /// Applies a recipe to a decoder in place.
 ///
 /// Returns the tap that executes it, and what each step reports, keyed `<place>.<step>`. Grids are fitted before any
-/// weight is rounded: statistics are those of the floating-point model. Every function-preserving step passes the
-/// [equivalence gate](equivalence).
+/// weight is rounded: statistics are those of the floating-point model. Of the steps that round weights, training comes
+/// first: it learns how the blocks' weights are rounded, and leaves `weights` the rest. Every function-preserving step
+/// passes the [equivalence gate](equivalence).
 ///
 /// # Errors
 /// The first step that cannot be carried out, with its key.
@@ -370,67 +422,9 @@ pub fn apply(
     decoder: &mut Decoder,
     calibrator: &mut dyn Calibrator,
 ) -> Result<(FakeQuant, Map<String, Value>), (String, StepError)> {
-    let mut tap = FakeQuant::default();
-    let fitted = apply_after(&[], None, steps, decoder, &mut tap, calibrator)?;
-    Ok((tap, fitted))
-}
-
-/// As [`apply`], where `before` has been applied already to a model whose statistics were `original`.
-///
-/// # Errors
-/// As [`apply`].
-pub fn apply_after(
-    before: &[Step],
-    mut original: Option<Rc<Statistics>>,
-    steps: &[Step],
-    decoder: &mut Decoder,
-    tap: &mut FakeQuant,
-    calibrator: &mut dyn Calibrator,
-) -> Result<Map<String, Value>, (String, StepError)> {
-    let mut reports = vec![Map::new(); steps.len()];
-    let mut order: Vec<usize> = (0..steps.len()).collect();
-    order.sort_by_key(|&index| steps[index].method().rounds_weights());
-    let key = |index: usize| format!("{}.{}", before.len() + index, steps[index].name());
-
-    let wants_original = steps.iter().position(|s| s.method().statistics() == StatisticsNeed::Original);
-    if let (Some(index), true) = (wants_original, before.is_empty()) {
-        original = Some(calibrator.statistics(decoder, &[]).map_err(|e| (key(index), e))?);
-    }
-    let mut state: Vec<Step> =
-        before.iter().filter(|step| step.method().stage() < Stage::Keep).cloned().collect();
-    let mut reference = None;
-    for index in order {
-        let step = &steps[index];
-        let method = step.method();
-        let failed = |e| (key(index), e);
-        let present = match method.statistics() {
-            StatisticsNeed::Present => Some(calibrator.statistics(decoder, &state).map_err(failed)?),
-            _ => None,
-        };
-        if method.preserves_function() && reference.is_none() {
-            reference = Some(equivalence::Reference::of(decoder, calibrator.start()));
-        }
-        let mut model = ModelInFlight {
-            decoder,
-            tap,
-            original: original.clone(),
-            present,
-            calibrator,
-            state: &state,
-            after: &steps[index + 1..],
-            becomes: None,
-        };
-        reports[index] = method.act(&mut model).map_err(failed)?;
-        let becomes = model.becomes.take();
-        if let (true, Some(reference)) = (method.preserves_function(), &reference) {
-            let equivalence = reference.compare(decoder).map_err(failed)?;
-            reports[index].insert("equivalence".into(), equivalence);
-        }
-        if method.stage() < Stage::Keep {
-            state.push(becomes.unwrap_or_else(|| step.clone()));
-        }
-    }
-    Ok(reports.into_iter().enumerate().map(|(index, report)| (key(index), json!(report))).collect())
+    let mut application = Application::new(steps);
+    application.part(decoder, calibrator)?;
+    Ok(application.finish())
 }
 
 /// Whether a step acts at a port: the ports it lists, by default every one with linears but the head's.

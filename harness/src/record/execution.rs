@@ -28,16 +28,37 @@ pub struct Execution {
     pub tokens: u64,
     /// Peak resident memory of the process so far, bytes.
     pub peak_memory: u64,
+    /// Where the weights were.
+    #[serde(default)]
+    pub weights: Residence,
+    /// Of a measurement that was made in lockstep beside the original: √(Σ (x − y)² / Σ y²) of the residual stream x behind
+    /// each block and the original's, y, over all tokens fed. Only lockstep gives it, so it is no part of the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub residual_errors: Vec<f64>,
     /// Of a cell, the ids of activation statistics that it read and that were at hand from a cell before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reused_statistics: Vec<String>,
+}
+
+/// Where a model's weights are while it is executed. No result depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Residence {
+    /// All in memory, and one batch after the other goes through them.
+    #[default]
+    Resident,
+    /// One part in memory at a time, and all batches go through it before the next part is read.
+    Streamed,
 }
 
 /// An execution that has not ended yet.
 #[derive(Clone, Debug)]
 pub struct Underway {
     execution: Execution,
-    clock: Instant,
+    /// `None` while it stands still.
+    clock: Option<Instant>,
+    /// Seconds before the clock was started.
+    earlier: f64,
 }
 
 impl Execution {
@@ -52,7 +73,7 @@ impl Execution {
             started: now_rfc3339(),
             ..Execution::default()
         };
-        Underway { execution, clock: Instant::now() }
+        Underway { execution, clock: Some(Instant::now()), earlier: 0.0 }
     }
 }
 
@@ -63,6 +84,34 @@ impl Underway {
         self.execution.tokens += tokens;
     }
 
+    /// Says that the weights are streamed.
+    pub fn streams(&mut self) {
+        self.execution.weights = Residence::Streamed;
+    }
+
+    /// Notes how far the residual stream was from the original's behind each block.
+    pub fn beside_original(&mut self, errors: Vec<f64>) {
+        self.execution.residual_errors = errors;
+    }
+
+    /// Stops the clock while other work is done.
+    pub fn pause(&mut self) {
+        self.earlier = self.seconds();
+        self.clock = None;
+    }
+
+    /// Starts the clock again.
+    pub fn resume(&mut self) {
+        self.earlier = self.seconds();
+        self.clock = Some(Instant::now());
+    }
+
+    /// Adds seconds of forward passes that were spent on this work before the clock was started.
+    pub fn goes_on_from(&mut self, seconds: f64) {
+        self.execution.forward_seconds += seconds;
+        self.earlier += seconds;
+    }
+
     /// Notes statistics that were at hand already.
     pub fn reuse_statistics(&mut self, ids: Vec<String>) {
         self.execution.reused_statistics = ids;
@@ -70,16 +119,12 @@ impl Underway {
 
     /// Wall seconds so far.
     pub fn seconds(&self) -> f64 {
-        self.clock.elapsed().as_secs_f64()
+        self.earlier + self.clock.map_or(0.0, |clock| clock.elapsed().as_secs_f64())
     }
 
     /// Stops the clock and notes the peak of the process's memory.
     pub fn finish(self) -> Execution {
-        Execution {
-            seconds: self.clock.elapsed().as_secs_f64(),
-            peak_memory: peak_memory(),
-            ..self.execution
-        }
+        Execution { seconds: self.seconds(), peak_memory: peak_memory(), ..self.execution }
     }
 }
 

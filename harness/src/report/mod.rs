@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::record::Contents;
 use crate::record::store::{Store, StoreError};
 
+pub mod ablation;
 pub mod calibrated;
 pub mod compare;
 pub mod document;

@@ -318,6 +318,11 @@ pub fn step_name(step: &Value) -> String {
             let everywhere = if sites > 2 { ", all sites" } else { "" };
             format!("SmoothQuant (α {}{everywhere})", number("alpha"))
         }
+        ("keep", "channels") => match step.get("count") {
+            Some(_) => format!("{} outlier channels", number("count")),
+            None => format!("outlier channels ({})", number("fraction")),
+        },
+        ("tune", "bisup-style") => "bisup-style".to_owned(),
         ("smooth", "osplus") => "OS+".to_owned(),
         (step, "") => step.to_owned(),
         (step, method) => format!("{step} {method}"),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use models::{Checkpoint, Decoder};
 use serde_json::Value;
 
+use crate::calibrate::led::Led;
 use crate::calibrate::observe::{self, CollectError};
 use crate::calibrate::set::CalibrationSet;
 use crate::calibrate::statistics::Statistics;
@@ -19,6 +20,8 @@ use crate::run::{Event, Observer};
 #[derive(Default)]
 pub struct Collected {
     by_key: HashMap<String, Rc<Statistics>>,
+    /// Sets on their way through a model part by part, by owner and by what they are of.
+    led: HashMap<String, Led>,
     /// What steps found by long searches.
     found: HashMap<String, Value>,
     /// The model, set and seed that they belong to: cells that share them stand together in a plan.
@@ -33,6 +36,11 @@ impl Collected {
             self.found.clear();
             self.owner = owner;
         }
+    }
+
+    /// Forgets the sets on their way.
+    pub fn forget_led(&mut self) {
+        self.led.clear();
     }
 }
 
@@ -51,6 +59,8 @@ pub struct CellCalibrator<'a> {
     pub set: Option<Rc<CalibrationSet>>,
     pub checkpoint: &'a Checkpoint,
     pub collected: &'a mut Collected,
+    /// The model, set and seed.
+    pub owner: String,
     pub seed: Option<u64>,
     pub observer: &'a mut dyn Observer,
     pub interrupt: &'a Interrupt,
@@ -72,7 +82,8 @@ impl Calibrator for CellCalibrator<'_> {
             self.read.push(read);
         }
         let key = serde_json::to_string(state).expect("a step is plain data");
-        if let Some(known) = self.collected.by_key.get(&key) {
+        let is_whole = decoder.has_table() && decoder.has_head();
+        if let (true, Some(known)) = (is_whole, self.collected.by_key.get(&key)) {
             return Ok(known.clone());
         }
         let start = self.start();
@@ -86,15 +97,26 @@ impl Calibrator for CellCalibrator<'_> {
         };
         let (observer, interrupt) = (&mut *self.observer, self.interrupt);
         observer.event(Event::Calibrating { samples: cut.len() });
-        let statistics =
-            observe::collect(decoder, &cut, all, &observe::Options::default(), &mut |done, total| {
-                observer.event(Event::Progress { done, total });
-                !interrupt.requested()
-            });
-        let statistics = Rc::new(statistics.map_err(|e| match e {
+        let options = observe::Options::default();
+        let failed = |e| match e {
             CollectError::Interrupted => StepError::Interrupted,
             other => StepError::Statistics(other.to_string()),
-        })?);
+        };
+        if !is_whole {
+            let led = self.collected.led.entry(format!("{} {key}", self.owner)).or_default();
+            let seen = led.through(decoder, &cut, all, &options, &mut |_, _| !interrupt.requested());
+            let seen = seen.map_err(failed)?;
+            if let Some(whole) = led.take_whole() {
+                self.fresh.push(Fresh { state: state.to_vec(), prefix, statistics: Rc::new(whole) });
+            }
+            return Ok(seen);
+        }
+        let mut progress = |done, total| {
+            observer.event(Event::Progress { done, total });
+            !interrupt.requested()
+        };
+        let statistics = observe::collect(decoder, &cut, all, &options, &mut progress);
+        let statistics = Rc::new(statistics.map_err(failed)?);
         self.collected.by_key.insert(key, statistics.clone());
         self.fresh.push(Fresh { state: state.to_vec(), prefix, statistics: statistics.clone() });
         Ok(statistics)

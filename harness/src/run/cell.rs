@@ -1,38 +1,31 @@
 //! One cell, from checkpoint to measurements.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use models::{Decoder, Tap};
+use models::Decoder;
 use serde_json::{Map, Value};
 
-use crate::calibrate::recorded::recorded;
-use crate::calibrate::set::CalibrationSet;
 use crate::data::window::window_start;
 use crate::evaluate::decoder_model::DecoderModel;
-use crate::evaluate::metrics::perplexity::{self, Perplexity};
-use crate::evaluate::noise::RoundingNoise;
+use crate::evaluate::metrics::perplexity::Perplexity;
 use crate::evaluate::questions::{self, Questions};
 use crate::evaluate::shared_scoring::Sharing;
-use crate::evaluate::windows::Window;
-use crate::evaluate::{EvaluateError, Measured, Progress, against};
+use crate::evaluate::{EvaluateError, Measured};
 use crate::experiment::{Evaluation, Planned, TaskEvaluation};
 use crate::plan::Cell;
-use crate::quantize::steps::Step;
 use crate::quantize::{self, StepError, effective_bits, fake_quant::FakeQuant};
 use crate::record::execution::Underway;
 use crate::record::items::ItemRow;
 use crate::record::measurement_key;
-use crate::record::statistics::{PrefixTokens, StatisticsResult, StatisticsRows, statistics_id};
 use crate::record::store::{Store, StoreError};
-use crate::record::{CellResult, Execution, Failure, MeasurementResult, SCHEMA};
-use crate::run::calibrator::{CellCalibrator, Fresh};
-use crate::run::originals::Originals;
+use crate::record::{Execution, Failure, MeasurementResult, SCHEMA};
+use crate::run::calibrator::CellCalibrator;
 use crate::run::source::SourceError;
 use crate::run::texts::Windows;
-use crate::run::{Event, RunError, Sweep, source};
+use crate::run::windowed::{Streams, Windowed};
+use crate::run::{Event, RunError, Sweep};
 
 /// What went wrong with a cell, before it is written down.
 #[derive(Clone)]
@@ -45,6 +38,20 @@ pub(super) struct Fault {
 impl Fault {
     pub(super) fn new(stage: &'static str, message: impl ToString, cure: impl ToString) -> Self {
         Self { stage, message: message.to_string(), cure: cure.to_string() }
+    }
+
+    /// A step that cannot be carried out.
+    pub(super) fn of_step(cell: &Cell, step: &str, error: &StepError) -> Self {
+        let stage = match error {
+            StepError::Statistics(_) => "calibrate",
+            StepError::NotEquivalent { .. } | StepError::Rescale(_) | StepError::Rotate(_) => "transform",
+            _ => "quantize",
+        };
+        let cure = match cell.calibration {
+            Some(_) => "change the recipe or its calibration set in the experiment file",
+            None => "change the recipe in the experiment file",
+        };
+        Self::new(stage, format!("step {step}: {error}"), cure)
     }
 }
 
@@ -94,7 +101,7 @@ impl Sweep<'_> {
                 self.summary.interrupted = true;
                 return Ok(());
             }
-            self.evaluate(cell, id, &cell.evaluations[position], &mut decoder, &mut tap)?;
+            self.evaluate(cell, id, &cell.evaluations[position], (&mut decoder, &mut tap), None)?;
         }
         Ok(())
     }
@@ -137,9 +144,8 @@ impl Sweep<'_> {
                 let named = (label.as_str(), evaluation.id());
                 let kept = originals.keep(
                     (named.0, &named.1),
-                    &windows.windows,
-                    decoder,
-                    start,
+                    (&windows.windows, start),
+                    (decoder, None),
                     &mut |done, total| {
                         observer.event(Event::Progress { done, total });
                         !interrupt.requested()
@@ -164,7 +170,7 @@ impl Sweep<'_> {
         &mut self,
         cell: &Cell,
         id: &str,
-        mut underway: Underway,
+        underway: Underway,
     ) -> Result<Result<Option<(Decoder, FakeQuant)>, Fault>, RunError> {
         let source = match &self.sources[&cell.model.label] {
             Ok(source) => source,
@@ -175,11 +181,13 @@ impl Sweep<'_> {
             loaded.map_err(|e| Fault::new("load", &e, e.cure()))
         });
         let set = cell.calibration.as_ref().and_then(|_| self.sets.get(&super::set_key(cell)).cloned());
-        self.collected.keep(format!("{:?}", super::set_key(cell)));
+        let owner = format!("{:?}", super::set_key(cell));
+        self.collected.keep(owner.clone());
         let mut calibrator = CellCalibrator {
-            set: set.clone(),
+            set,
             checkpoint: &source.checkpoint,
             collected: &mut self.collected,
+            owner,
             seed: cell.seed,
             observer: &mut *self.observer,
             interrupt: self.interrupt,
@@ -192,18 +200,7 @@ impl Sweep<'_> {
                 let applied = quantize::apply(&cell.recipe.steps, &mut decoder, &mut calibrator);
                 let (tap, fitted) = applied.map_err(|(step, e)| {
                     interrupted |= e == StepError::Interrupted;
-                    let stage = match e {
-                        StepError::Statistics(_) => "calibrate",
-                        StepError::NotEquivalent { .. } | StepError::Rescale(_) | StepError::Rotate(_) => {
-                            "transform"
-                        }
-                        _ => "quantize",
-                    };
-                    let cure = match cell.calibration {
-                        Some(_) => "change the recipe or its calibration set in the experiment file",
-                        None => "change the recipe in the experiment file",
-                    };
-                    Fault::new(stage, format!("step {step}: {e}"), cure)
+                    Fault::of_step(cell, &step, &e)
                 })?;
                 Ok((decoder, tap, fitted))
             })
@@ -213,61 +210,30 @@ impl Sweep<'_> {
             Err(_) if interrupted => return Ok(Ok(None)),
             Err(fault) => return Ok(Err(fault)),
         };
-        let (fresh, read) = (calibrator.fresh, calibrator.read);
-        if let Some(set) = &set {
-            let is_fresh =
-                |of: &(Vec<Step>, Vec<u32>)| fresh.iter().any(|f| (&f.state, &f.prefix) == (&of.0, &of.1));
-            let reused = read.iter().filter(|of| !is_fresh(of));
-            underway.reuse_statistics(
-                reused.map(|(state, prefix)| id_of(source, set, prefix, &written(state))).collect(),
-            );
-        }
-        let statistics = self.publish_statistics(source, set.as_deref(), fresh, read, &underway)?;
-        if self.store.cell(id)?.is_none() {
-            let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap.kept);
-            let result = CellResult {
-                id: id.into(),
-                model: source.identity.clone(),
-                steps: source::steps(cell),
-                calibration: set.map(|set| Value::Object(set.detail.clone())),
-                seed: cell.seed,
-                fitted,
-                statistics,
-                effective_bits: Some(bits),
-            };
-            self.store.publish_cell(result, underway.finish())?;
-        }
-        self.store.clear_failure(id, None)?;
+        let of_set = (calibrator.fresh, calibrator.read);
+        let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap);
+        self.publish_cell(cell, id, (fitted, bits), of_set, underway)?;
         Ok(Ok(Some((decoder, tap))))
     }
 
-    /// Publishes the statistics that were collected for a cell; the ids of all that it read.
-    fn publish_statistics(
-        &self,
-        source: &source::Source,
-        set: Option<&CalibrationSet>,
-        fresh: Vec<Fresh>,
-        read: Vec<(Vec<Step>, Vec<u32>)>,
-        underway: &Underway,
-    ) -> Result<Vec<String>, RunError> {
-        let Some(set) = set else { return Ok(Vec::new()) };
-        for fresh in fresh {
-            let (result, rows) = statistics_result(source, set, fresh);
-            self.store.publish_statistics(result, &rows, underway.clone().finish())?;
-        }
-        Ok(read.iter().map(|(state, prefix)| id_of(source, set, prefix, &written(state))).collect())
-    }
-
     /// Measures one evaluation and publishes it, or records why not.
-    fn evaluate(
+    ///
+    /// Where the model is executed part by part, it is its last part, and `streams` hold what the others have made of the
+    /// evaluation's windows.
+    pub(super) fn evaluate(
         &mut self,
         cell: &Cell,
         id: &str,
         evaluation: &Evaluation,
-        decoder: &mut Decoder,
-        tap: &mut FakeQuant,
+        (decoder, tap): (&mut Decoder, &mut FakeQuant),
+        streams: Option<&mut Streams>,
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
+        if let Some(streams) = &streams {
+            underway.streams();
+            underway.goes_on_from(streams.seconds);
+            underway.beside_original(streams.errors.clone());
+        }
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
         let planned = evaluation.planned_of(cell.recipe.is_original());
         let wanted = wanted(self.store, id, &planned)?;
@@ -311,7 +277,8 @@ impl Sweep<'_> {
                         start,
                         noise: source.checkpoint.significant_bits(),
                     };
-                    let values = compared.measure(decoder, tap, originals, &mut underway, &mut progress);
+                    let values =
+                        compared.measure((decoder, tap), streams, originals, &mut underway, &mut progress);
                     values.map(|values| (values, Vec::new()))
                 }
                 Prepared::Questions(block, asked) => {
@@ -427,102 +394,9 @@ impl Sweep<'_> {
 }
 
 /// Which of the planned values are not in the store.
-fn wanted(store: &Store, id: &str, planned: &[Planned]) -> Result<Vec<bool>, StoreError> {
+pub(super) fn wanted(store: &Store, id: &str, planned: &[Planned]) -> Result<Vec<bool>, StoreError> {
     let there = |planned: &Planned| store.measurement(id, &planned.metric, planned.version);
     planned.iter().map(|planned| Ok(there(planned)?.is_none())).collect()
-}
-
-/// A perplexity evaluation of one cell, ready for its model.
-struct Windowed<'a> {
-    cell: &'a Cell,
-    perplexity: &'a Perplexity,
-    windows: &'a [Window],
-    /// By [`Evaluation::planned_of`].
-    wanted: &'a [bool],
-    start: Option<u32>,
-    /// Significant bits of the checkpoint's own precision.
-    noise: u32,
-}
-
-impl Windowed<'_> {
-    fn measure(
-        &self,
-        decoder: &mut Decoder,
-        tap: &mut FakeQuant,
-        originals: &mut Originals,
-        underway: &mut Underway,
-        progress: &mut Progress,
-    ) -> Result<Vec<Option<Measured>>, EvaluateError> {
-        let mut values = vec![None; self.wanted.len()];
-        let (protocol, id) = (self.perplexity.protocol, self.perplexity.id());
-        let compares = self.wanted[1..].contains(&true);
-        let original = self.cell.recipe.is_original();
-        if self.wanted[0] && (original || !compares) {
-            let mut model = DecoderModel::new(decoder, tap, self.start).mode(self.perplexity.mode);
-            let measured = perplexity::measure_windows(&mut model, protocol, self.windows, progress);
-            underway.add_forward(model.forward.as_secs_f64(), model.tokens);
-            values[0] = Some(measured?);
-        }
-        if !compares {
-            return Ok(values);
-        }
-        let mut noise = RoundingNoise::new(self.noise);
-        let tap: &mut dyn Tap = match original {
-            true => {
-                let label = &self.cell.model.label;
-                originals.keep((label, &id), self.windows, decoder, self.start, progress)?;
-                &mut noise
-            }
-            false => tap,
-        };
-        let kept = originals.get(&id).expect("the original was run before");
-        let mut model = DecoderModel::new(decoder, tap, self.start).mode(self.perplexity.mode);
-        let compared = against::compare(&mut model, self.windows, kept, progress);
-        underway.add_forward(model.forward.as_secs_f64(), model.tokens);
-        let compared = compared?;
-        if !original {
-            values[0] = Some(perplexity::measured(protocol, self.windows, &compared.scores)?);
-        }
-        for (value, mut measured) in values[1..].iter_mut().zip(against::measured(self.windows, &compared)?) {
-            if original {
-                measured.detail.insert("noise-bits".into(), self.noise.into());
-            }
-            *value = Some(measured);
-        }
-        Ok(values)
-    }
-}
-
-/// Statistics as the store keeps them: the summary, whose tables have no hashes yet, and their rows.
-pub(super) fn statistics_result(
-    source: &source::Source,
-    set: &CalibrationSet,
-    Fresh { state, prefix, statistics }: Fresh,
-) -> (StatisticsResult, StatisticsRows) {
-    let text = |token: u32| source.checkpoint.tokenizer().decode(&[token]).unwrap_or_default();
-    let (sites, rows) = recorded(&statistics, &text);
-    let texts = prefix.iter().map(|&token| text(token)).collect();
-    let steps = written(&state);
-    let result = StatisticsResult {
-        id: id_of(source, set, &prefix, &steps),
-        model: source.identity.clone(),
-        calibration: Value::Object(set.detail.clone()),
-        steps,
-        prefix: (!prefix.is_empty()).then_some(PrefixTokens { tokens: prefix, texts }),
-        samples: statistics.samples as u64,
-        tokens: statistics.tokens,
-        sites,
-        tables: BTreeMap::new(),
-    };
-    (result, rows)
-}
-
-fn id_of(source: &source::Source, set: &CalibrationSet, prefix: &[u32], steps: &[Value]) -> String {
-    statistics_id(&source.weights(), &source.identity.tokenizer, &set.hash, prefix, steps)
-}
-
-fn written(steps: &[Step]) -> Vec<Value> {
-    steps.iter().map(|step| serde_json::to_value(step).expect("a step is plain data")).collect()
 }
 
 /// Whether device work is under way whose panics are caught, on whatever thread they happen.

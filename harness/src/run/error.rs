@@ -7,6 +7,7 @@ use crate::calibrate::set::DrawError;
 use crate::quantize::StepError;
 use crate::record::store::StoreError;
 use crate::run::items;
+use crate::run::residence::Whole;
 
 /// What stops a whole sweep.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,19 @@ pub enum RunError {
         model: String,
         /// Why not.
         source: Box<StepError>,
+    },
+    /// A cell that is to be executed part by part and cannot be.
+    #[error(
+        "recipe `{recipe}` on {model} cannot be executed part by part: {source}; use --execution resident or auto, or leave \
+         it out with -R"
+    )]
+    Whole {
+        /// The recipe.
+        recipe: String,
+        /// The model's label.
+        model: String,
+        /// Why not.
+        source: Whole,
     },
     /// The device failed in a way that leaves it unusable.
     #[error(

@@ -21,13 +21,15 @@ use crate::names;
 use crate::quantize::steps::Step;
 use crate::quantize::{self, Calibrator, ModelFacts, StepError};
 use crate::record::execution::Execution;
+use crate::record::execution::Residence;
 use crate::record::store::{Store, StoreError};
 use crate::record::{Manifest, SCHEMA};
 use crate::run::calibrator::{self, CellCalibrator, Collected};
-use crate::run::cell::{catching, statistics_result};
+use crate::run::cell::catching;
 use crate::run::interrupt::Interrupt;
+use crate::run::made::statistics_result;
 use crate::run::source::{Source, SourceError};
-use crate::run::{Event, ModelOptions, Observer};
+use crate::run::{Event, ModelOptions, Observer, residence};
 
 pub mod findings;
 
@@ -322,7 +324,8 @@ pub fn subject(
     observer.event(Event::Opened {
         model: label,
         parameters: source.identity.parameters,
-        memory: source.memory(length),
+        memory: residence::resident(source.checkpoint.architecture(), &[], length),
+        residence: Residence::Resident,
     });
     Ok(Subject { calibration, text, source, start })
 }
@@ -389,6 +392,7 @@ pub fn inspect(
         set: Some(set.clone()),
         checkpoint: &source.checkpoint,
         collected: &mut collected,
+        owner: String::new(),
         seed: Some(request.seed),
         observer,
         interrupt,
@@ -480,6 +484,7 @@ fn check_prefix(request: &Request, subject: &Subject, set: &CalibrationSet) -> R
         vocabulary: architecture.vocabulary,
         context: architecture.context,
         longest: set.samples.iter().map(behind).max().unwrap_or(1),
+        has_experts: architecture.has_experts(),
         start: subject.start,
         token: &|text: &str| calibrator::one_token(checkpoint, text),
     };

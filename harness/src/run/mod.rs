@@ -18,6 +18,7 @@ use crate::data::corpus::DataOptions;
 use crate::device::Selected;
 use crate::experiment::{Evaluation, Experiment, Planned};
 use crate::plan::{Cell, Plan};
+use crate::record::execution::Residence;
 use crate::record::store::{ClaimOutcome, Store, StoreError};
 use crate::record::{Failure, Manifest, ManifestCell, ManifestExpectation, MeasurementResult, SCHEMA};
 use crate::run::interrupt::Interrupt;
@@ -30,10 +31,14 @@ pub mod inspect;
 pub mod interrupt;
 mod items;
 mod layers;
+mod lockstep;
+mod made;
 mod originals;
+pub mod residence;
 mod source;
 pub mod survey;
 mod texts;
+mod windowed;
 
 pub use cell::catching_now;
 pub use error::RunError;
@@ -52,6 +57,8 @@ pub struct Options<'a> {
     pub results: PathBuf,
     /// Try again what failed before.
     pub retry_failed: bool,
+    /// Whether models are executed with all weights in memory.
+    pub execution: residence::Choice,
 }
 
 /// What happens during a sweep.
@@ -79,6 +86,8 @@ pub enum Event<'a> {
         parameters: u64,
         /// Bytes that the weights and the workspace need at their peak.
         memory: u64,
+        /// Where the weights of its first cell are.
+        residence: Residence,
     },
     /// Something that is allowed and probably not meant.
     Warning {
@@ -187,6 +196,7 @@ pub fn sweep(
         collected: Collected::default(),
         originals: originals::Originals::default(),
         sources: BTreeMap::new(),
+        residences: Vec::new(),
         summary: Summary::default(),
         store: &store,
         plan,
@@ -203,20 +213,30 @@ pub fn sweep(
     sweep.draw_sets()?;
     sweep.check_steps()?;
     sweep.check_texts()?;
+    sweep.choose()?;
     store.write_manifest(&sweep.manifest(experiment)?)?;
 
     let mut pending: Vec<usize> = (0..plan.cells.len()).collect();
     while !pending.is_empty() && !sweep.summary.interrupted {
         let mut held = Vec::new();
         let before = pending.len();
-        for index in pending {
-            if interrupt.requested() {
+        let mut rest = pending.as_slice();
+        while let [index, others @ ..] = rest {
+            if interrupt.requested() || sweep.summary.interrupted {
                 sweep.summary.interrupted = true;
                 break;
             }
-            if !sweep.cell(index)? {
-                held.push(index);
+            // Cells of a model stand together, and so do those of them that stream.
+            let together = 1 + others.iter().take_while(|other| sweep.goes_with(*index, **other)).count();
+            if sweep.residences[*index] == Residence::Streamed {
+                held.extend(sweep.lockstep(&rest[..together])?);
+                rest = &rest[together..];
+                continue;
             }
+            if !sweep.cell(*index)? {
+                held.push(*index);
+            }
+            rest = others;
         }
         if !held.is_empty() && held.len() == before {
             sweep.observer.event(Event::Waiting { cells: held.len() });
@@ -243,6 +263,8 @@ struct Sweep<'a> {
     originals: originals::Originals,
     /// By model label: what is there, or why nothing is.
     sources: BTreeMap<String, Result<source::Source, source::SourceError>>,
+    /// By cell of the plan.
+    residences: Vec<Residence>,
     expectations: Vec<ManifestExpectation>,
     summary: Summary,
 }
@@ -261,11 +283,14 @@ impl Sweep<'_> {
             });
             if let Ok(source) = &source {
                 let (longest, context) = (cell.longest(), source.checkpoint.architecture().context);
-                let compared = originals::memory(&cell.evaluations, source.checkpoint.architecture());
+                let chosen =
+                    residence::choose(cell, source.checkpoint.architecture(), self.options.execution);
+                let residence = chosen.unwrap_or_default();
                 self.observer.event(Event::Opened {
                     model: label,
                     parameters: source.identity.parameters,
-                    memory: source.memory(longest) + compared,
+                    memory: residence::memory(residence, source.checkpoint.architecture(), cell),
+                    residence,
                 });
                 if longest > context {
                     let text =
@@ -337,6 +362,7 @@ impl Sweep<'_> {
                 vocabulary: architecture.vocabulary,
                 context: architecture.context,
                 longest: cell.longest_behind_prefix(),
+                has_experts: architecture.has_experts(),
                 start: window_start(tokenizer.bos(), tokenizer.eos()),
                 token: &token,
             };

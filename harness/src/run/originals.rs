@@ -7,6 +7,8 @@ use models::{Decoder, Off};
 
 use crate::evaluate::against::{Original, STATES_IN_MEMORY};
 use crate::evaluate::decoder_model::DecoderModel;
+use crate::evaluate::growth::{self, Shared};
+use crate::evaluate::passage::Passage;
 use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Progress};
 use crate::experiment::Evaluation;
@@ -19,16 +21,16 @@ pub struct Originals {
 }
 
 impl Originals {
-    /// Runs the original over an evaluation's windows, where that was not done before in this session.
+    /// Runs the original over an evaluation's windows, where that was not done before in this session; the decoder may be
+    /// its last part, with the passage of the windows through the others.
     ///
     /// # Errors
     /// An interrupted pass, or states that find no place.
     pub fn keep(
         &mut self,
         (model, evaluation): (&str, &str),
-        windows: &[Window],
-        decoder: &mut Decoder,
-        start: Option<u32>,
+        (windows, start): (&[Window], Option<u32>),
+        (decoder, passage): (&mut Decoder, Option<&mut Passage>),
         progress: &mut Progress,
     ) -> Result<(), EvaluateError> {
         if self.model != model {
@@ -38,7 +40,7 @@ impl Originals {
         if !self.kept.contains_key(evaluation) {
             let bound = STATES_IN_MEMORY.saturating_sub(self.kept.values().map(Original::held).sum());
             let mut tap = Off;
-            let mut model = DecoderModel::new(decoder, &mut tap, start);
+            let mut model = DecoderModel::new(decoder, &mut tap, start).behind(passage);
             let original = Original::keep(&mut model, windows, bound, progress)?;
             self.kept.insert(evaluation.to_owned(), original);
         }
@@ -50,6 +52,11 @@ impl Originals {
         self.model == model && self.kept.contains_key(evaluation)
     }
 
+    /// The queries of a model's original, once they are kept.
+    pub fn queries(&self, model: &str, evaluation: &str) -> Option<&Shared> {
+        self.kept.get(evaluation).filter(|_| self.model == model).map(Original::queries)
+    }
+
     /// The original of an evaluation, once it is kept.
     pub fn get(&mut self, evaluation: &str) -> Option<&mut Original> {
         self.kept.get_mut(evaluation)
@@ -57,7 +64,7 @@ impl Originals {
 }
 
 /// Bytes that comparisons with the original add to the peak: its output head, its hidden states as far as they are kept
-/// in memory, and a second slice of logits. Before the text is encoded the number of windows is known only where it is
+/// in memory, its first queries, and a second slice of logits. Before the text is encoded the number of windows is known only where it is
 /// limited; else the bound counts.
 pub fn memory(evaluations: &[Evaluation], architecture: &Architecture) -> u64 {
     let compared = |evaluation: &Evaluation| match evaluation {
@@ -74,5 +81,8 @@ pub fn memory(evaluations: &[Evaluation], architecture: &Architecture) -> u64 {
     }
     let head = 4 * (architecture.vocabulary * architecture.hidden) as u64;
     let length = evaluations.iter().map(Evaluation::length).max().unwrap_or_default();
-    head + states.iter().sum::<u64>().min(STATES_IN_MEMORY) + DecoderModel::logits_bytes(architecture, length)
+    let queries = growth::BOUND * states.len() as u64;
+    head + queries
+        + states.iter().sum::<u64>().min(STATES_IN_MEMORY)
+        + DecoderModel::logits_bytes(architecture, length)
 }

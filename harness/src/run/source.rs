@@ -8,7 +8,6 @@ use models::hub::{self, HubError, HubOptions};
 use models::{Checkpoint, CheckpointError};
 use serde_json::Value;
 
-use crate::evaluate::decoder_model::DecoderModel;
 use crate::experiment::{Model, ModelSource};
 use crate::plan::Cell;
 use crate::record::ModelIdentity;
@@ -23,9 +22,6 @@ pub struct ModelOptions {
     /// Never reach the network.
     pub offline: bool,
 }
-
-/// The program itself, texts and tokenizers: measured, rounded up.
-const PROGRAM: u64 = 64 << 20;
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,18 +102,6 @@ impl Source {
         let architecture = serde_json::to_value(self.checkpoint.architecture()).expect("plain data");
         format!("{}/{}", self.identity.weights, canonical_hash(&architecture))
     }
-
-    /// Bytes at the peak of a cell, see [`memory`].
-    pub fn memory(&self, length: usize) -> u64 {
-        memory(self.checkpoint.architecture(), length)
-    }
-}
-
-/// Bytes at the peak of a cell: the weights in f32, the largest tensor once more while it is read or rounded, and the
-/// workspace of a forward pass over sequences of `length` tokens.
-pub fn memory(a: &Architecture, length: usize) -> u64 {
-    let largest = (a.vocabulary.max(a.mlp.intermediate) * a.hidden) as u64;
-    PROGRAM + 4 * (a.parameters() + largest) + DecoderModel::workspace_bytes(a, length)
 }
 
 /// What the `config.json` of a hub model says where the cache holds that file and not all of the others. `None` without

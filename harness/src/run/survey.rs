@@ -11,11 +11,13 @@ use models::architecture::Architecture;
 use crate::calibrate::set::CalibrationSet;
 use crate::data::corpus::{self, CorpusError, DataOptions};
 use crate::experiment::{ModelSource, Planned};
-use crate::plan::Plan;
+use crate::plan::{Cell, Plan};
 use crate::quantize::effective_bits;
 use crate::record::EffectiveBits;
+use crate::record::execution::Residence;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
+use crate::run::residence::{self, Choice, Whole};
 use crate::run::{ModelOptions, RunError, TaskError, source};
 
 /// What is there of a plan.
@@ -40,15 +42,15 @@ pub enum Model {
     Here {
         /// Number of parameters.
         parameters: u64,
-        /// Bytes at the peak of a cell.
-        memory: u64,
+        /// What either execution takes.
+        needs: Needs,
     },
     /// Of its files config.json is there; the others would be fetched from the hub.
     Described {
         /// Number of parameters.
         parameters: u64,
-        /// Bytes at the peak of a cell.
-        memory: u64,
+        /// What either execution takes.
+        needs: Needs,
     },
     /// It would be fetched from the hub.
     ToFetch {
@@ -60,6 +62,42 @@ pub enum Model {
         /// Why.
         reason: String,
     },
+}
+
+/// What executing a model's cells takes, and how they are executed.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// Bytes at the peak of the greatest cell, with all weights in memory and part by part.
+    pub memory: [u64; 2],
+    /// Seconds of all cells, likewise, where it is known how much text there is.
+    pub seconds: Option<[f64; 2]>,
+    /// Cells that are executed part by part, and of how many.
+    pub streamed: (usize, usize),
+    /// Why cells cannot be, by recipe, each recipe once.
+    pub whole: Vec<(String, Whole)>,
+}
+
+impl Needs {
+    fn of(cells: &[&Cell], a: &Architecture, stored: u64, choice: Choice) -> Self {
+        let peak = |residence| cells.iter().map(|cell| residence::memory(residence, a, cell)).max();
+        let memory = [Residence::Resident, Residence::Streamed].map(|r| peak(r).unwrap_or_default());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let chosen = cells.iter().map(|cell| residence::choose(cell, a, choice));
+        let mut whole: Vec<(String, Whole)> = Vec::new();
+        for cell in cells {
+            if let Err(why) = residence::streamable(cell, a)
+                && !whole.iter().any(|(recipe, _)| *recipe == cell.recipe.name)
+            {
+                whole.push((cell.recipe.name.clone(), why));
+            }
+        }
+        Self {
+            memory,
+            seconds: residence::seconds(a, cells, stored, threads),
+            streamed: (chosen.filter(|c| *c == Ok(Residence::Streamed)).count(), cells.len()),
+            whole,
+        }
+    }
 }
 
 /// What is there of a cell.
@@ -82,6 +120,7 @@ pub fn survey(
     options: &ModelOptions,
     data: &DataOptions,
     results: &Path,
+    execution: Choice,
 ) -> Result<Survey, StoreError> {
     let (mut calibrations, missing) = Calibrations::load_what_is_there(plan, data);
     let absent: Vec<String> = missing.iter().map(|(name, _)| name.clone()).collect();
@@ -102,7 +141,8 @@ pub fn survey(
                 Err(source::SourceError::Hub(_)) => source::architecture_in_cache(&cell.model.source),
                 _ => None,
             };
-            models.push((label.clone(), describe(&source, &config, &cell.model.source, cell.longest())));
+            let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.model.label == *label).collect();
+            models.push((label.clone(), describe(&source, &config, &cell.model.source, &cells, execution)));
             described.extend(config.and_then(Result::ok).map(|architecture| (label.clone(), architecture)));
             sources.insert(label.clone(), source.ok());
         }
@@ -159,14 +199,19 @@ fn describe(
     source: &Result<source::Source, source::SourceError>,
     config: &Option<Result<Architecture, CheckpointError>>,
     from: &ModelSource,
-    longest: usize,
+    cells: &[&Cell],
+    execution: Choice,
 ) -> Model {
     match (source, config, from) {
         (Ok(source), ..) => {
-            Model::Here { parameters: source.identity.parameters, memory: source.memory(longest) }
+            let stored = source.checkpoint.stored_bytes();
+            let needs = Needs::of(cells, source.checkpoint.architecture(), stored, execution);
+            Model::Here { parameters: source.identity.parameters, needs }
         }
         (Err(_), Some(Ok(known)), _) => {
-            Model::Described { parameters: known.parameters(), memory: source::memory(known, longest) }
+            // Checkpoints of the hub store two bytes per parameter.
+            let needs = Needs::of(cells, known, 2 * known.parameters(), execution);
+            Model::Described { parameters: known.parameters(), needs }
         }
         (Err(_), Some(Err(error)), _) => Model::Unusable { reason: error.to_string() },
         (Err(source::SourceError::Hub(_)), None, ModelSource::Hub { id, .. }) => {
@@ -176,12 +221,7 @@ fn describe(
     }
 }
 
-fn state(
-    cell: &crate::plan::Cell,
-    id: &str,
-    store: Option<&Store>,
-    known: bool,
-) -> Result<State, StoreError> {
+fn state(cell: &Cell, id: &str, store: Option<&Store>, known: bool) -> Result<State, StoreError> {
     let planned = cell.planned();
     let Some(store) = store else {
         return Ok(if known { State::Measured(0, planned.len()) } else { State::Unknown });

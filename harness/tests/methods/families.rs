@@ -1,14 +1,15 @@
 //! What methods see of families whose groups are not Llama's: one group for a whole parallel block, ReLU without a gate,
 //! norms behind the parts, experts that read some tokens.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use harness::calibrate::observe::{Options, collect};
 use harness::quantize::direct::Direct;
 use harness::quantize::effective_bits;
+use harness::quantize::fake_quant::FakeQuant;
 use models::{Group, Off, Port, Routed, Site, Tap, token_tensor};
 
-use crate::recipes::{PER_TOKEN, difference, logits, make, oracle, scrambled, steps, try_make};
+use crate::recipes::{ORACLES, PER_TOKEN, difference, logits, make, oracle, scrambled, steps, try_make};
 
 const FAMILIES: [&str; 10] =
     ["cohere", "cohere-plus", "gemma", "gemma2", "gemma3", "mistral", "mixtral", "opt", "qwen2", "qwen3"];
@@ -57,6 +58,17 @@ fn outlier_suppression_searches_what_follows_in_every_family() {
         assert!(scales >= if name.starts_with("cohere") { 2 } else { 4 }, "{name}: {scales}");
         let off = difference(&made.logits(&samples), &logits(&mut original.clone(), &mut Off, &samples));
         assert!(off < 1e-4, "{name}: {off:e}");
+    }
+}
+
+#[test]
+fn the_shapes_of_every_family_are_known_before_its_weights() {
+    for name in FAMILIES.into_iter().chain(ORACLES) {
+        let decoder = oracle(name);
+        let shapes = decoder.groups().into_iter().map(|(site, group)| {
+            (site, group.linears.iter().map(|linear| linear.weight.dims()).collect::<Vec<_>>())
+        });
+        assert_eq!(decoder.architecture.groups(), shapes.collect::<Vec<_>>(), "{name}");
     }
 }
 
@@ -143,7 +155,7 @@ fn effective_bits_of_a_plan_are_those_of_the_decoder() {
         let decoder = oracle(name);
         let recipe = steps(&format!("{weights}, {read}"));
         let planned = effective_bits::planned(&recipe, &decoder.architecture);
-        assert_eq!(planned, effective_bits::of(&recipe, &decoder, &HashMap::new()), "{name}");
+        assert_eq!(planned, effective_bits::of(&recipe, &decoder, &FakeQuant::default()), "{name}");
         seen.insert(planned.weights.to_string());
     }
     assert!(seen.len() >= 4, "the recipe must tell the families' shapes apart: {seen:?}");

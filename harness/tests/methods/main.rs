@@ -1,5 +1,5 @@
-//! What holds of every step and method whatever it does, what smoothing must do on whole models, what rounding costs, and
-//! what a rounded cache is.
+//! What holds of every step and method whatever it does, what smoothing and training must do on whole models, what rounding
+//! costs, and what a rounded cache is.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,8 +7,12 @@
 mod recipes;
 
 mod cache;
+mod experts;
 mod families;
+mod parts;
 mod registry;
 mod rotation;
 mod rounding;
 mod smoothing;
+mod tuning;
+mod tuning_hosts;

@@ -14,7 +14,7 @@ use crate::recipes::{
 };
 
 /// What the loop needs to know of a step and method.
-struct Case {
+pub struct Case {
     step: &'static str,
     method: Option<&'static str>,
     /// Keys with which it is tried, the least that it needs first. Small searches: every test runs all of them.
@@ -162,6 +162,16 @@ const CASES: &[Case] = &[
         order: &[],
     },
     Case {
+        step: "tune",
+        method: Some("bisup-style"),
+        settings: &[
+            "samples = 2, held-out = 1, length = 16, epochs = 1, components = [\"low-rank\"], rank = 16, start = \"svd\"",
+            "samples = 3, held-out = 2, length = 16, epochs = 1",
+        ],
+        mildest: Some("samples = 2, held-out = 1, epochs = 0, components = [\"low-rank\"]"),
+        order: &[("samples", "the last of them decide, and each moves what the next one meets")],
+    },
+    Case {
         step: "weights",
         method: None,
         settings: &[
@@ -189,7 +199,7 @@ impl Case {
     }
 
     /// The step alone.
-    fn alone(&self, keys: &str) -> String {
+    pub fn alone(&self, keys: &str) -> String {
         let method = self.method.map(|method| format!("method = {method:?}"));
         let parts = [Some(format!("step = {:?}", self.step)), method, Some(keys.to_string())];
         let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
@@ -206,28 +216,38 @@ impl Case {
         }
     }
 
-    fn with_rest(&self, keys: &str) -> String {
-        format!("{}, {}", self.alone(keys), self.rest())
+    /// The step with its rest: in front of it, but for what comes last.
+    pub fn with_rest(&self, keys: &str) -> String {
+        match self.step {
+            "tune" => format!("{}, {}", self.rest(), self.alone(keys)),
+            _ => format!("{}, {}", self.alone(keys), self.rest()),
+        }
+    }
+
+    /// The step's key in what was fitted, with its rest.
+    fn key(&self) -> String {
+        format!("{}.{}", if self.step == "tune" { 2 } else { 0 }, self.step)
     }
 
     fn read(&self, keys: &str) -> Step {
-        steps(&self.with_rest(keys)).into_iter().next().expect("the case's own step comes first")
+        let steps = steps(&self.with_rest(keys));
+        steps.into_iter().find(|step| step.name() == self.step).expect("the case's own step is among them")
     }
 }
 
 /// A model, its BOS and its vocabulary.
-struct Subject {
-    name: &'static str,
-    decoder: Decoder,
+pub struct Subject {
+    pub name: &'static str,
+    pub decoder: Decoder,
     start: u32,
 }
 
 impl Subject {
-    fn samples(&self) -> Vec<Vec<u32>> {
+    pub fn samples(&self) -> Vec<Vec<u32>> {
         scrambled(8, 24, self.decoder.architecture.vocabulary, self.start)
     }
 
-    fn calibrator(&self, samples: Vec<Vec<u32>>) -> Direct {
+    pub fn calibrator(&self, samples: Vec<Vec<u32>>) -> Direct {
         let mut calibrator = Direct::new(samples, Some(self.start));
         calibrator.ordinary = (3..self.decoder.architecture.vocabulary as u32).collect();
         calibrator
@@ -239,12 +259,12 @@ impl Subject {
     }
 
     /// Sequences that no calibration has seen.
-    fn probes(&self) -> Vec<Vec<u32>> {
+    pub fn probes(&self) -> Vec<Vec<u32>> {
         scrambled(12, 40, self.decoder.architecture.vocabulary, self.start).split_off(9)
     }
 }
 
-fn oracles() -> Vec<Subject> {
+pub fn oracles() -> Vec<Subject> {
     ORACLES.map(|name| Subject { name, decoder: oracle(name), start: 1 }).into()
 }
 
@@ -254,7 +274,7 @@ fn builtins() -> Vec<Subject> {
 }
 
 /// Every case with every setting.
-fn settings() -> impl Iterator<Item = (&'static Case, &'static str)> {
+pub fn settings() -> impl Iterator<Item = (&'static Case, &'static str)> {
     CASES.iter().flat_map(|case| case.settings.iter().map(move |keys| (case, *keys)))
 }
 
@@ -331,7 +351,7 @@ fn the_same_inputs_give_the_same_model() {
             let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
             assert!(first.state() == second.state(), "{what}");
             assert_eq!(first.fitted, second.fitted, "{what}");
-            assert!(first.fitted.contains_key(&format!("0.{}", case.step)), "{what}: {:?}", first.fitted);
+            assert!(first.fitted.contains_key(&case.key()), "{what}: {:?}", first.fitted);
         }
     }
 }
@@ -436,7 +456,7 @@ fn what_needs_a_calibration_set_says_so_without_one() {
             let mut none = subject.calibrator(Vec::new());
             let made = crate::recipes::try_make(&case.with_rest(keys), &subject.decoder, &mut none);
             let Err((step, error)) = made else { panic!("{}: made of nothing", case.name()) };
-            assert_eq!(step, format!("0.{}", case.step));
+            assert_eq!(step, case.key());
             assert!(error.to_string().contains("samples"), "{}: {error}", case.name());
         }
     }

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use harness::experiment::Experiment;
 use harness::quantize::direct::Direct;
 use harness::quantize::fake_quant::FakeQuant;
+use harness::quantize::low_rank::LowRank;
 use harness::quantize::steps::Step;
 use harness::quantize::{StepError, apply};
 use models::{Checkpoint, Decoder, Group, Off, Site, Tap, token_tensor};
@@ -79,6 +80,7 @@ impl Made {
         let mut bits = weights(&self.decoder);
         bits.extend(prefix(&self.decoder));
         bits.extend(online(&self.decoder));
+        bits.extend(branches(&self.tap));
         let rules = self.tap.rules.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
         let cache = self.tap.cache.iter().map(|(site, rule)| (*site, format!("{rule:?}")));
         let rules = rules.chain(cache);
@@ -119,6 +121,15 @@ pub fn weights(decoder: &Decoder) -> BTreeMap<String, Vec<u32>> {
     }
     found.insert("embedding".into(), bits(&decoder.embedding));
     found
+}
+
+/// The bits of what stands beside rounded linears.
+pub fn branches(tap: &FakeQuant) -> BTreeMap<String, Vec<u32>> {
+    let of_site = |(site, branches): (&Site, &Vec<LowRank>)| {
+        let held = branches.iter().flat_map(|branch| bits(&branch.down).into_iter().chain(bits(&branch.up)));
+        (format!("branches {site}"), held.collect())
+    };
+    tap.low_rank.iter().map(of_site).collect()
 }
 
 /// What happens to activations in the forward pass.

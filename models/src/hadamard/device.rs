@@ -12,6 +12,8 @@ const LARGEST_SYLVESTER: usize = 32;
 #[derive(Clone, Debug)]
 pub struct OnDevice {
     hadamard: Hadamard,
+    /// Whether it was made for values in host memory, which need no matrices.
+    on_host: bool,
     /// Of the Kronecker product, from left to right; a number stands for the identity of that order.
     factors: Vec<Factor>,
     /// `[width]`
@@ -29,7 +31,7 @@ impl OnDevice {
     /// Puts what the transform needs on a device.
     pub fn new(hadamard: Hadamard, device: &Device) -> Self {
         if on_host(device) {
-            return Self { hadamard, factors: Vec::new(), signs: None };
+            return Self { hadamard, on_host: true, factors: Vec::new(), signs: None };
         }
         let square = |values: Vec<f64>, order: usize| {
             let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
@@ -66,7 +68,7 @@ impl OnDevice {
             let signs = signs.iter().flat_map(|&s| vec![f32::from(s); hadamard.inner]);
             Tensor::from_data(TensorData::new(signs.collect(), [hadamard.width()]), device)
         });
-        Self { hadamard, factors, signs }
+        Self { hadamard, on_host: false, factors, signs }
     }
 
     /// The transform.
@@ -84,6 +86,10 @@ impl OnDevice {
         assert!(dims[D - 1].is_multiple_of(width), "{} channels are not runs of {width}", dims[D - 1]);
         if on_host(&x.device()) {
             return change_in_place(x, |values| self.hadamard.apply_f32(values));
+        }
+        if self.on_host {
+            // Made for values in host memory, and now somebody wants their gradient.
+            return Self::new(self.hadamard.clone(), &x.device()).forward(x);
         }
         let values: usize = dims.iter().product();
         let mut x = x.reshape([values / width, width]);

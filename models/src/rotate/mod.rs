@@ -144,7 +144,7 @@ impl Decoder {
         let o = each(&block.o, |linear| reads_rotated(linear, First::Nothing, rotation))?;
         (block.qkv.linears[2], block.o) = (v, o);
         if let Some(prefix) = &mut self.prefix {
-            let values = &mut prefix.cache.blocks_mut()[layer].values;
+            let values = &mut prefix.cache.block_mut(layer).values;
             *values = OnDevice::new(rotation.clone(), &values.device()).forward(values.clone());
         }
         Ok(())
@@ -166,7 +166,7 @@ impl Decoder {
         }
         let rotation = OnDevice::new(rotation.clone(), &self.device());
         if let Some(prefix) = &mut self.prefix {
-            let keys = &mut prefix.cache.blocks_mut()[layer].keys;
+            let keys = &mut prefix.cache.block_mut(layer).keys;
             *keys = rotation.forward(keys.clone());
         }
         for site in sites {

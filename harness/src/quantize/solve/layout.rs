@@ -32,6 +32,11 @@ pub struct Share {
     pub is_kept: bool,
 }
 
+/// The grid of `bits` of channels that are kept apart; none at 16.
+pub fn kept_grid(bits: u8) -> Option<Grid> {
+    (bits < 16).then(|| Grid::new(bits, Convention::Atom))
+}
+
 impl Layout {
     /// Every channel in its place, none kept.
     pub fn natural(channels: usize) -> Self {
@@ -46,8 +51,7 @@ impl Layout {
         assert!(kept <= importance.len(), "no more channels are kept than there are");
         let mut order: Vec<usize> = (0..importance.len()).collect();
         order.sort_by(|&a, &b| importance[a].total_cmp(&importance[b]));
-        let grid = (bits < 16).then(|| Grid::new(bits, Convention::Atom));
-        Self { order, kept, grid }
+        Self { order, kept, grid: kept_grid(bits) }
     }
 
     /// Channels that are not kept apart.

@@ -29,7 +29,7 @@ use serde_json::{Map, Value, json};
 
 use crate::calibrate::statistics::SiteStatistics;
 use crate::quantize::admissible;
-use crate::quantize::effective_bits::{Tally, stored};
+use crate::quantize::effective_bits::Tally;
 use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
 use crate::quantize::solve::gptq::check_width;
@@ -165,15 +165,15 @@ impl Method for Activations {
         }
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn store(&self, tally: &mut Tally) {
         let Some(grid) = admissible::grid(self.bits, self.symmetric, self.convention) else { return };
         for group in &mut tally.groups {
             if group.kept.is_none() && acts_at(self.sites.as_deref(), group.site.port) {
-                group.activation = match self.granularity {
-                    Granularity::Group(n) => stored(grid, n),
-                    Granularity::Token => stored(grid, group.channels()),
-                    Granularity::Tensor | Granularity::Channel => f64::from(grid.bits()),
-                };
+                group.set_activation(grid, self.granularity);
             }
         }
     }

@@ -34,6 +34,7 @@ use models::{Port, Site, Tap, token_tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::hidden::Hidden;
 use crate::quantize::cache_rounding::{CacheGranularity, CacheRule};
 use crate::quantize::effective_bits::{Tally, stored};
 use crate::quantize::grid::{Convention, Grid};
@@ -118,21 +119,30 @@ impl Kv {
     /// and without the first `exact` positions.
     fn ranges(&self, model: &mut ModelInFlight, exact: usize) -> Result<Ranges, StepError> {
         let start = model.calibrator.start();
-        let samples = model.calibrator.samples();
-        let fed: Vec<Vec<u32>> = samples
-            .iter()
-            .map(|sample| sample[usize::from(model.decoder.stands_for_first(start, sample))..].to_vec())
-            .collect();
         let ports = self.grids().into_iter().map(|(port, _)| port).collect();
         let mut ranges = Ranges { ports, exact, ..Ranges::default() };
         let device = model.decoder.device();
-        for (index, sample) in fed.iter().enumerate() {
-            if !model.calibrator.progress(index, fed.len()) {
+        let states = |error: std::io::Error| StepError::States(error.to_string());
+        let mut stream: Hidden = model.carried.take().unwrap_or_default();
+        if model.decoder.has_table() {
+            for sample in model.calibrator.samples() {
+                let fed = &sample[usize::from(model.decoder.stands_for_first(start, sample))..];
+                stream.push(model.decoder.embed(token_tensor(&[fed], &device))).map_err(states)?;
+            }
+        }
+        let layers = model.decoder.architecture.layers;
+        for layer in model.decoder.blocks.layers() {
+            if !model.calibrator.progress(layer, layers) {
                 return Err(StepError::Interrupted);
             }
-            model.decoder.hidden(token_tensor(&[sample], &device), &mut ranges);
+            for sample in 0..stream.len() {
+                let x = stream.get(sample, &device).map_err(states)?;
+                let x = model.decoder.through_block(layer, x, &mut ranges);
+                stream.put(sample, x).map_err(states)?;
+            }
         }
-        if ranges.found.is_empty() {
+        model.carried.put(stream);
+        if ranges.found.is_empty() && !model.decoder.blocks.is_empty() {
             let text = "static scales of the cache need a calibration set whose samples are longer than the `prompt` and \
                         the prefix together";
             return Err(StepError::TooLittle(text.into()));
@@ -177,6 +187,10 @@ impl Method for Kv {
         self.granularity == CacheGranularity::Channel && !self.grids().is_empty()
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
         match self.prompt >= facts.context {
             true => Err(StepError::Prompt { prompt: self.prompt, context: facts.context }),
@@ -215,7 +229,7 @@ impl Method for Kv {
             ranges = self.ranges(model, exact)?;
         }
         let mut sites = 0u64;
-        for layer in 0..model.decoder.blocks.len() {
+        for layer in model.decoder.blocks.layers() {
             for &(port, grid) in &grids {
                 let site = Site::block(layer, port);
                 if let CacheGranularity::Group(n) = self.granularity {

@@ -11,6 +11,7 @@ pub mod kv;
 pub mod prefix;
 pub mod rotate;
 pub mod smooth;
+pub mod tune;
 pub mod weights;
 
 /// The method of a registry line, or none.
@@ -130,7 +131,7 @@ pub enum Stage {
     Keep,
     /// Grids: weights, activations, cache. Their order among themselves means nothing.
     Quantize,
-    /// Training after rounding.
+    /// Training of what the grids round.
     Tune,
 }
 
@@ -204,5 +205,6 @@ registry! {
     SmoothAwq: "smooth" "awq" => smooth::awq::Awq, "smooth/awq.rs";
     SmoothOsplus: "smooth" "osplus" => smooth::osplus::Osplus, "smooth/osplus.rs";
     SmoothSmoothquant: "smooth" "smoothquant" => smooth::smoothquant::Smoothquant, "smooth/smoothquant.rs";
+    TuneBisupStyle: "tune" "bisup-style" => tune::bisup_style::BisupStyle, "tune/bisup_style.rs";
     Weights: "weights" => weights::Weights, "weights.rs";
 }

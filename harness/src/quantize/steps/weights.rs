@@ -16,7 +16,8 @@
 //! Inputs come block after block. `hessian-inputs` says from which model: `fp`, the one that the transforms have made;
 //! `wq`, the same with the blocks before this one rounded; `waq`, that with its activations rounded as the recipe says.
 //! `sequential` says whether the linears of a block are rounded after one pass through it (`layer`), or each group after a
-//! pass in which the block's earlier groups are rounded (`group`).
+//! pass in which the block's earlier groups are rounded (`group`). An expert has a moment of its own, over the tokens that
+//! reach it; where none does it is rounded to nearest, and recorded.
 //!
 //! Where a `keep` step has put channels in an order of their own (`quantscope explain channels`), groups are of neighbours in
 //! that order, and GPTQ goes through it; the channels that are kept apart come last and give no error to each other.
@@ -46,7 +47,7 @@ use models::{Decoder, Linear, Port};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::quantize::effective_bits::Tally;
+use crate::quantize::effective_bits::{Outliers, Tally};
 use crate::quantize::fake_quant::Kept;
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::solve::clip::Clip;
@@ -54,7 +55,7 @@ use crate::quantize::solve::gptq::{self, Fit};
 use crate::quantize::solve::layout::Layout;
 use crate::quantize::steps::Stage;
 use crate::quantize::{
-    GroupInFlight, Method, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
+    GroupInFlight, Method, ModelFacts, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
 };
 
 mod passes;
@@ -178,7 +179,7 @@ impl Weights {
     }
 
     /// The grid, or `None` at 16 bits.
-    fn grid(&self) -> Option<Grid> {
+    pub fn grid(&self) -> Option<Grid> {
         admissible::grid(self.bits, self.symmetric, self.convention)
     }
 
@@ -273,24 +274,28 @@ impl Method for Weights {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        let of_experts = [Port::MlpIn, Port::DownIn].iter().any(|&port| acts_at(self.sites.as_deref(), port));
+        match facts.has_experts && of_experts && self.bits != 16 && self.asymmetric_calibration.is_some() {
+            true => Err(StepError::Experts),
+            false => Ok(()),
+        }
+    }
+
     fn store(&self, tally: &mut Tally) {
         let Some(grid) = self.grid() else { return };
-        let sharing = |out: usize, input: usize| match self.granularity {
-            Granularity::Tensor => out * input,
-            Granularity::Channel | Granularity::Token => input,
-            Granularity::Group(n) => n,
-        };
         if self.embeddings {
-            let table = &mut tally.embedding;
-            table.set(grid, sharing(table.out, table.input));
+            tally.embedding.set(grid, self.granularity, Outliers::default());
         }
         let acts = |port| acts_at(self.sites.as_deref(), port);
         for group in tally.groups.iter_mut().filter(|group| acts(group.site.port)) {
             if group.kept != Some(Kept::ActivationAndWeights) {
-                group
-                    .linears
-                    .iter_mut()
-                    .for_each(|linear| linear.set(grid, sharing(linear.out, linear.input)));
+                let outliers = group.outliers.unwrap_or_default();
+                group.linears.iter_mut().for_each(|linear| linear.set(grid, self.granularity, outliers));
             }
         }
     }
@@ -306,7 +311,7 @@ impl Method for Weights {
 
     fn apply(&self, flight: &mut GroupInFlight) -> Result<bool, StepError> {
         let Some(grid) = self.grid() else { return Ok(false) };
-        if !self.rounds(flight.site.port, flight.kept) {
+        if flight.rounded || !self.rounds(flight.site.port, flight.kept) {
             return Ok(false);
         }
         let fit = self.fit(grid);
@@ -327,7 +332,8 @@ impl Method for Weights {
 }
 
 impl Weights {
-    fn rounds(&self, port: Port, kept: Option<Kept>) -> bool {
+    /// Whether it rounds what reads a port.
+    pub(crate) fn rounds(&self, port: Port, kept: Option<Kept>) -> bool {
         acts_at(self.sites.as_deref(), port) && kept != Some(Kept::ActivationAndWeights)
     }
 
@@ -340,8 +346,9 @@ impl Weights {
         gptq::check_width(&linear.name, self.granularity, self.ragged, channels)
     }
 
-    fn round_embeddings(&self, decoder: &mut Decoder, grid: Grid) -> Result<(), StepError> {
-        if self.embeddings {
+    /// Rounds the embedding table, where the recipe says so and this part has it.
+    pub(crate) fn round_embeddings(&self, decoder: &mut Decoder, grid: Grid) -> Result<(), StepError> {
+        if self.embeddings && decoder.has_table() {
             // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
             let [_, channels] = decoder.embedding.dims();
             gptq::check_width("embeddings", self.granularity, self.ragged, channels)?;

@@ -4,6 +4,7 @@ use super::ReportError;
 use super::drawing::Drawing;
 use crate::record::Contents;
 
+pub mod ablation;
 pub mod activation_maxima;
 pub mod activation_surfaces;
 pub mod alpha_sweep;
@@ -11,6 +12,7 @@ pub mod calibration_effects;
 pub mod calibration_matrix;
 pub mod calibration_sensitivity;
 pub mod error_difficulty;
+pub mod error_growth;
 pub mod layer_difficulties;
 pub mod layer_errors;
 pub mod layer_profiles;
@@ -44,6 +46,7 @@ pub trait Figure: Sync {
 
 /// All figures, in alphabetical order of their names.
 pub const FIGURES: &[&dyn Figure] = &[
+    &ablation::Ablation,
     &activation_maxima::ActivationMaxima,
     &activation_surfaces::ActivationSurfaces,
     &alpha_sweep::AlphaSweep,
@@ -51,6 +54,7 @@ pub const FIGURES: &[&dyn Figure] = &[
     &calibration_matrix::CalibrationMatrix,
     &calibration_sensitivity::CalibrationSensitivity,
     &error_difficulty::ErrorDifficulty,
+    &error_growth::ErrorGrowth,
     &layer_difficulties::LayerDifficulties,
     &layer_errors::LayerErrors,
     &layer_profiles::LayerProfiles,

@@ -3,6 +3,7 @@
 use super::table::Table;
 use crate::record::Contents;
 
+pub mod ablation;
 pub mod accuracy;
 pub mod against;
 pub mod beside;
@@ -29,6 +30,7 @@ pub const SECTIONS: &[&dyn Section] = &[
     &against::Against,
     &metrics::Metrics,
     &bits::Bits,
+    &ablation::Ablation,
     &cures::Cures,
     &partial::Partial,
     &layers::Layers,

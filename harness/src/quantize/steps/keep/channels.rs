@@ -11,7 +11,7 @@
 //!
 //! GPTQ goes through the channels in this order: errors of the others reach the outliers, which are rounded last and give
 //! none to each other. Behind them lies no group, so that a group size has to divide the channels that are not kept, unless
-//! the step says `ragged = true`.
+//! the step says `ragged = true`. An expert that no token of the set reached keeps its channels as they are.
 //!
 //! # Parameters
 //! `count` or `fraction` of channels, one of them · `bits` of their grid, 2–8, or 16 for floating point; default 8 ·
@@ -29,8 +29,9 @@ use models::{Port, Site};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::quantize::effective_bits::{Outliers, Tally};
 use crate::quantize::solve::blockwise::Stream;
-use crate::quantize::solve::layout::Layout;
+use crate::quantize::solve::layout::{self, Layout};
 use crate::quantize::steps::Stage;
 use crate::quantize::steps::activations::PORTS;
 use crate::quantize::{Method, ModelInFlight, StatisticsNeed, StepError, acts_at, admissible};
@@ -94,16 +95,22 @@ impl Channels {
             return Ok(sites.map(|(&site, seen)| (site, seen.mean_magnitude())).collect());
         }
         let samples = model.calibrator.samples().to_vec();
-        let mut stream = Stream::begin(model.decoder, &samples, model.calibrator.start())?;
+        let mut stream = match model.carried.take() {
+            Some(stream) => stream,
+            None => Stream::begin(model.decoder, &samples, model.calibrator.start())?,
+        };
         let layers = model.decoder.architecture.layers;
         let mut found = BTreeMap::new();
-        for layer in 0..layers {
+        for layer in model.decoder.blocks.layers() {
             if !model.calibrator.progress(layer, layers) {
                 return Err(StepError::Interrupted);
             }
-            let squares = stream.squares(model.decoder, layer, &ports);
-            found.extend(squares.into_iter().map(|(port, sums)| (Site::block(layer, port), sums)));
+            let groups = model.decoder.groups().into_iter().map(|(site, _)| site);
+            let wanted = groups.filter(|site| site.layer == Some(layer) && ports.contains(&site.port));
+            let wanted: Vec<Site> = wanted.collect();
+            found.extend(stream.squares(model.decoder, layer, &wanted)?);
         }
+        model.carried.put(stream);
         Ok(found)
     }
 }
@@ -147,6 +154,17 @@ impl Method for Channels {
 
     fn needs_calibration(&self) -> bool {
         true
+    }
+
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn store(&self, tally: &mut Tally) {
+        for group in tally.groups.iter_mut().filter(|group| acts_at(self.sites.as_deref(), group.site.port)) {
+            let count = self.outliers(group.channels()).min(group.channels());
+            group.outliers.get_or_insert(Outliers { count, grid: layout::kept_grid(self.bits) });
+        }
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {

@@ -161,6 +161,10 @@ impl Method for Qfem {
         }
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("it ranks the groups of all blocks")
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let statistics = match self.of {
             Of::Original => model.original.clone(),

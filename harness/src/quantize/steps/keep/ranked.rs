@@ -75,6 +75,10 @@ impl Method for Ranked {
         StatisticsNeed::Original
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("it ranks the groups of all blocks")
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let statistics = model.original.clone().expect("a ranking asks for statistics");
         let ranked = ranked_groups(model.decoder, &statistics, Ratio::Sequences)?;

@@ -112,6 +112,10 @@ impl Method for Tokens {
         prefix::check_room(self.tokens.len(), facts)
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let ids = self.ids(|text| model.calibrator.token(text))?;
         prefix::set(model, &ids)
@@ -134,6 +138,10 @@ impl Method for Bos {
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
         facts.start.ok_or(StepError::NoStart)?;
         prefix::check_room(1, facts)
+    }
+
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
@@ -165,6 +173,10 @@ impl Method for Random {
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
         facts.start.ok_or(StepError::NoStart)?;
         prefix::check_room(self.length, facts)
+    }
+
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {

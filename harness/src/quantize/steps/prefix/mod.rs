@@ -18,7 +18,12 @@ pub mod qfep;
 /// A token that is not in the vocabulary.
 pub fn set(model: &mut ModelInFlight, tokens: &[u32]) -> Result<Map<String, Value>, StepError> {
     check_vocabulary(tokens, model.decoder.architecture.vocabulary)?;
-    model.decoder.set_prefix(tokens);
+    if tokens.is_empty() {
+        model.decoder.set_prefix(tokens);
+    } else {
+        let stream = model.decoder.lead_prefix(tokens, model.carried.take());
+        model.carried.put(stream);
+    }
     let mut report = Map::new();
     report.insert("tokens".into(), tokens.into());
     report.insert("text".into(), texts(model.calibrator, tokens));

@@ -147,6 +147,10 @@ impl Method for Prefixquant {
         prefix::check_room(1, facts)
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("its tokens are found in all blocks")
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let start = model.calibrator.start().ok_or(StepError::NoStart)?;
         let statistics = model.original.clone().expect("PrefixQuant asks for statistics");

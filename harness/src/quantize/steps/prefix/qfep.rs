@@ -224,6 +224,10 @@ impl Method for Qfep {
         prefix::check_room(2 + usize::from(self.bos), facts)
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("its search runs the whole model for every candidate")
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let start = model.calibrator.start().ok_or(StepError::NoStart)?;
         // Recipes that go on differently behind the prefix share its search.

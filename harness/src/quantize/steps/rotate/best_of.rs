@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 
 use crate::quantize::steps::rotate::{hadamard::Hadamard, random_orthogonal::RandomOrthogonal};
 use crate::quantize::steps::{Stage, Step, rotate};
-use crate::quantize::{Method, ModelInFlight, StepError, apply_after, likelihood};
+use crate::quantize::{Carried, Method, ModelInFlight, StepError, apply_after, likelihood};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,8 +108,10 @@ impl BestOf {
                 present: None,
                 calibrator: &mut *model.calibrator,
                 state: model.state,
+                earlier: &[],
                 after: &[],
                 becomes: None,
+                carried: &mut Carried::default(),
             })?;
             let before = [model.state, &[candidate]].concat();
             let original = model.original.clone();
@@ -158,6 +160,10 @@ impl Method for BestOf {
 
     fn preserves_function(&self) -> bool {
         true
+    }
+
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("it measures the whole model for every candidate")
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {

@@ -277,6 +277,10 @@ impl Method for Cayley {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        Some("it optimises through the whole model")
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let mut report = self.begin().act(model)?;
         let mut seen = self.rows(model)?;

@@ -87,6 +87,10 @@ impl Method for Hadamard {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let seeds = rotate::Seeds { cell: model.calibrator.seed(), draw: self.draw };
         let plain = |what: &str, order| Matrix::new(order, self.fallback, seeds.of(what));

@@ -110,7 +110,7 @@ fn rotate(
         found.insert("residual".into(), described(&rotation));
     }
     if has(sites, "v") || has(sites, "o_in") {
-        for layer in 0..a.layers {
+        for layer in decoder.blocks.layers() {
             let rotation = (matrices.values)(layer, head_dim);
             decoder.rotate_values(layer, &rotation)?;
             found.insert("v".into(), described(&rotation));
@@ -126,7 +126,7 @@ fn rotate(
     }
     if has(sites, "qk") {
         let rotation = online("qk", head_dim);
-        for layer in 0..a.layers {
+        for layer in decoder.blocks.layers() {
             decoder.rotate_queries_and_keys(layer, &rotation)?;
         }
         found.insert("qk".into(), described(&rotation));

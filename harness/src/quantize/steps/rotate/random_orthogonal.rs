@@ -74,12 +74,26 @@ impl Method for RandomOrthogonal {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let seeds = rotate::Seeds { cell: model.calibrator.seed(), draw: self.draw };
+        let drawn = |order| Hadamard::random(order, seeds.of("residual"));
+        // Drawn once: the larger part of the work on a part.
+        let residual = rotate::has(&self.sites, "residual").then(|| {
+            let carried = model.carried.take();
+            carried.unwrap_or_else(|| drawn(model.decoder.architecture.hidden))
+        });
         let matrices = rotate::Matrices {
-            residual: &|order| Hadamard::random(order, seeds.of("residual")),
+            residual: &|order| residual.clone().unwrap_or_else(|| drawn(order)),
             values: &|layer, order| Hadamard::random(order, seeds.of(&format!("v of block {layer}"))),
         };
-        rotate::rotate(model.decoder, &self.sites, &matrices, self.fallback, seeds)
+        let report = rotate::rotate(model.decoder, &self.sites, &matrices, self.fallback, seeds)?;
+        if let Some(residual) = residual {
+            model.carried.put(residual);
+        }
+        Ok(report)
     }
 }

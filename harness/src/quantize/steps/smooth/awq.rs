@@ -27,14 +27,14 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use models::{Decoder, Group, Port, Site, Tap, kernel, token_tensor};
+use models::{Decoder, Group, Off, Port, Site, Tap, kernel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::solve::gptq::check_width;
 use crate::quantize::steps::{Stage, smooth};
-use crate::quantize::{Calibrator, Method, ModelInFlight, StepError, admissible, rounding};
+use crate::quantize::{Method, ModelInFlight, StepError, admissible, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -166,9 +166,7 @@ struct Search<'a> {
     step: &'a Awq,
     /// The same decoder, for what comes behind a group.
     decoder: Decoder,
-    calibrator: &'a mut dyn Calibrator,
     found: BTreeMap<Site, (Best, Vec<f64>)>,
-    interrupted: bool,
 }
 
 impl Search<'_> {
@@ -182,9 +180,7 @@ impl Search<'_> {
 impl Tap for Search<'_> {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         let named = self.step.sites.iter().any(|name| name == site.port.as_str());
-        if let (true, Some(layer), false) =
-            (named && site.expert.is_none() && self.is_free(site), site.layer, self.interrupted)
-        {
+        if let (true, Some(layer)) = (named && site.expert.is_none() && self.is_free(site), site.layer) {
             let grid = (self.step.grid(), self.step.granularity);
             let decoder = &mut self.decoder;
             let mut output = |outputs: Vec<Tensor<3>>| {
@@ -203,8 +199,6 @@ impl Tap for Search<'_> {
             };
             let best = search(&x, group, grid, self.step.points, &mut output);
             self.found.insert(site, best);
-            let groups = self.decoder.architecture.layers * self.step.sites.len();
-            self.interrupted = !self.calibrator.progress(self.found.len(), groups);
         }
         group.forward(x)
     }
@@ -218,22 +212,15 @@ struct Found {
 }
 
 impl Awq {
+    /// What the search reads.
+    fn read(&self, model: &ModelInFlight) -> Result<Vec<Vec<u32>>, StepError> {
+        smooth::first_samples(model, self.samples, "AWQ")
+    }
+
     /// The search at every site, by the site's name.
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
-        let read = smooth::first_samples(model, self.samples, "AWQ")?;
-        let mut decoder = model.decoder.clone();
-        let device = decoder.device();
-        let mut search = Search {
-            step: self,
-            decoder: model.decoder.clone(),
-            calibrator: &mut *model.calibrator,
-            found: BTreeMap::new(),
-            interrupted: false,
-        };
-        decoder.hidden(token_tensor(&read, &device), &mut search);
-        if search.interrupted {
-            return Err(StepError::Interrupted);
-        }
+        let mut search = Search { step: self, decoder: model.decoder.clone(), found: BTreeMap::new() };
+        smooth::lead(model, &mut search, |model| self.read(model))?;
         let found = search.found.into_iter();
         Ok(found.map(|(site, (best, scales))| (site.to_string(), Found { best, scales })).collect())
     }
@@ -273,6 +260,10 @@ impl Method for Awq {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         for (site, group) in model.decoder.groups() {
             if self.sites.iter().any(|name| name == site.port.as_str()) {
@@ -281,9 +272,12 @@ impl Method for Awq {
                 }
             }
         }
-        let key = json!({ "state": model.state, "awq": self }).to_string();
+        let key = smooth::search_key(model, json!({ "awq": self }));
         let searched = match model.calibrator.recall(&key) {
-            Some(known) => serde_json::from_value(known).expect("what was remembered is what it was"),
+            Some(known) => {
+                smooth::lead(model, &mut Off, |model| self.read(model))?;
+                serde_json::from_value(known).expect("what was remembered is what it was")
+            }
             None => {
                 let searched = self.search_all(model)?;
                 model.calibrator.remember(key, json!(searched));

@@ -1,8 +1,9 @@
 //! `smooth`: channel scales that move difficulty from activations to weights; one file per method.
 
-use models::Port;
+use models::{Port, Tap, token_tensor};
 use serde_json::{Map, Value, json};
 
+use crate::hidden::Hidden;
 use crate::names;
 use crate::quantize::steps::activations::PORTS;
 use crate::quantize::{ModelInFlight, StepError};
@@ -42,7 +43,7 @@ fn ports(sites: &[String]) -> Vec<Port> {
 }
 
 /// Smallest and largest scale of a site, for the record.
-fn extremes(scales: &[f64]) -> Value {
+pub(crate) fn extremes(scales: &[f64]) -> Value {
     let smallest = scales.iter().copied().fold(f64::INFINITY, f64::min);
     let largest = scales.iter().copied().fold(0.0, f64::max);
     json!({ "smallest": smallest, "largest": largest })
@@ -70,6 +71,45 @@ fn first_samples(model: &ModelInFlight, count: usize, method: &str) -> Result<Ve
     let fed =
         |sample: &Vec<u32>| sample[usize::from(model.decoder.stands_for_first(start, sample))..].to_vec();
     Ok(samples[..count].iter().map(fed).collect())
+}
+
+/// Leads the samples of a search past a tap through all that the decoder holds, without the transform that is searched; on
+/// the first part they are what `samples` gives, and on later ones what the parts before have made of them.
+///
+/// # Errors
+/// Those of `samples`, states that find no place, or where the user stopped it.
+fn lead(
+    model: &mut ModelInFlight,
+    tap: &mut dyn Tap,
+    samples: impl FnOnce(&ModelInFlight) -> Result<Vec<Vec<u32>>, StepError>,
+) -> Result<(), StepError> {
+    let states = |error: std::io::Error| StepError::States(error.to_string());
+    let device = model.decoder.device();
+    let mut stream = match model.carried.take::<Hidden>() {
+        Some(stream) => stream,
+        None => {
+            let mut stream = Hidden::default();
+            let read = samples(model)?;
+            stream.push(model.decoder.embed(token_tensor(&read, &device))).map_err(states)?;
+            stream
+        }
+    };
+    let layers = model.decoder.architecture.layers;
+    for layer in model.decoder.blocks.layers() {
+        if !model.calibrator.progress(layer, layers) {
+            return Err(StepError::Interrupted);
+        }
+        let x = stream.get(0, &device).map_err(states)?;
+        let x = model.decoder.through_block(layer, x, tap);
+        stream.put(0, x).map_err(states)?;
+    }
+    model.carried.put(stream);
+    Ok(())
+}
+
+/// What a search is remembered by: the transforms before it, the step, and the part of the model.
+fn search_key(model: &ModelInFlight, step: Value) -> String {
+    json!({ "state": model.state, "step": step, "blocks": model.decoder.blocks.layers() }).to_string()
 }
 
 /// A report of scales by site.

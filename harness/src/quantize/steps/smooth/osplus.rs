@@ -25,13 +25,13 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use models::{Decoder, Group, Port, RescaleError, Site, Tap, token_tensor};
+use models::{Decoder, Group, Off, Port, RescaleError, Site, Tap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::steps::{Stage, smooth};
-use crate::quantize::{Calibrator, Method, ModelInFlight, StepError, rounding};
+use crate::quantize::{Method, ModelInFlight, StepError, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,23 +156,19 @@ struct Search<'a> {
     step: &'a Osplus,
     /// The same decoder, for the attention of a block.
     decoder: Decoder,
-    calibrator: &'a mut dyn Calibrator,
     found: BTreeMap<Site, (Best, Vec<f64>)>,
-    interrupted: bool,
 }
 
 impl Tap for Search<'_> {
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         let named = self.step.sites.iter().any(|name| name == site.port.as_str());
-        if named && site.layer.is_some() && !self.interrupted {
+        if named && site.layer.is_some() {
             let (bits, steps) = (self.step.bits, self.step.steps);
             let decoder = &mut self.decoder;
             let mut output = |outputs: Vec<Tensor<3>>| decoder.between(site, outputs);
             if let Some(best) = search(&x, group, bits, steps, &mut output) {
                 self.found.insert(site, best);
             }
-            let groups = self.decoder.architecture.layers * self.step.sites.len();
-            self.interrupted = !self.calibrator.progress(self.found.len(), groups);
         }
         group.forward(x)
     }
@@ -186,29 +182,22 @@ struct Found {
 }
 
 impl Osplus {
+    /// What the search reads.
+    fn read(&self, model: &ModelInFlight) -> Result<Vec<Vec<u32>>, StepError> {
+        smooth::first_samples(model, self.samples, "OS+")
+    }
+
     /// The search at every site, by the site's name.
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
-        let read = smooth::first_samples(model, self.samples, "OS+")?;
-        let mut decoder = model.decoder.clone();
         let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
         if let Some((site, _)) =
-            decoder.groups().into_iter().find(|(site, _)| site.expert.is_some() && named(site))
+            model.decoder.groups().into_iter().find(|(site, _)| site.expert.is_some() && named(site))
         {
             let why = "OS+ searches on whole sequences and an expert sees parts of them; leave its port out of `sites`";
             return Err(RescaleError::Refused { site, why }.into());
         }
-        let device = decoder.device();
-        let mut search = Search {
-            step: self,
-            decoder: model.decoder.clone(),
-            calibrator: &mut *model.calibrator,
-            found: BTreeMap::new(),
-            interrupted: false,
-        };
-        decoder.hidden(token_tensor(&read, &device), &mut search);
-        if search.interrupted {
-            return Err(StepError::Interrupted);
-        }
+        let mut search = Search { step: self, decoder: model.decoder.clone(), found: BTreeMap::new() };
+        smooth::lead(model, &mut search, |model| self.read(model))?;
         let found = search.found.into_iter();
         Ok(found.map(|(site, (best, scales))| (site.to_string(), Found { best, scales })).collect())
     }
@@ -241,11 +230,18 @@ impl Method for Osplus {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         // Recipes that go on differently after this step share its search.
-        let key = json!({ "state": model.state, "osplus": self }).to_string();
+        let key = smooth::search_key(model, json!({ "osplus": self }));
         let searched = match model.calibrator.recall(&key) {
-            Some(known) => serde_json::from_value(known).expect("what was remembered is what it was"),
+            Some(known) => {
+                smooth::lead(model, &mut Off, |model| self.read(model))?;
+                serde_json::from_value(known).expect("what was remembered is what it was")
+            }
             None => {
                 let searched = self.search_all(model)?;
                 model.calibrator.remember(key, json!(searched));

@@ -122,6 +122,10 @@ impl Method for Smoothquant {
         true
     }
 
+    fn needs_whole_model(&self) -> Option<&'static str> {
+        None
+    }
+
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let statistics = model.present.clone().expect("SmoothQuant asks for statistics");
         let mut found = Map::new();

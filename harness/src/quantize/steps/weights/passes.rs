@@ -19,6 +19,33 @@ use crate::quantize::{ModelInFlight, StepError};
 /// λ when the recipe does not say.
 pub(super) const DAMPING: f64 = 0.01;
 
+/// The streams of a step that reads inputs, as they go from part to part.
+struct Streams {
+    /// Of the present model.
+    stream: Stream,
+    /// Of the unrounded model, for GPTAQ.
+    original: Option<Stream>,
+}
+
+impl Streams {
+    /// On the part that holds the table, which is rounded too where the step says so.
+    fn begin(step: &Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
+        let samples = model.calibrator.samples().to_vec();
+        let start = model.calibrator.start();
+        // The unrounded model reads the unrounded table.
+        let mut whole = Stream::begin(model.decoder, &samples, start)?;
+        let original = step.asymmetric_calibration.map(|_| whole.copied(model.decoder)).transpose()?;
+        step.round_embeddings(model.decoder, grid)?;
+        let stream = match step.inputs() {
+            HessianInputs::Wq | HessianInputs::Waq if step.embeddings => {
+                Stream::begin(model.decoder, &samples, start)?
+            }
+            _ => whole,
+        };
+        Ok(Self { stream, original })
+    }
+}
+
 /// The passes of a step that reads inputs.
 pub(super) struct Passes<'a> {
     step: &'a Weights,
@@ -36,8 +63,8 @@ impl<'a> Passes<'a> {
     pub(super) fn new(step: &'a Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
         for (site, group) in model.decoder.groups() {
             if step.rounds(site.port, model.tap.kept.get(&site).copied()) {
-                if site.expert.is_some() {
-                    return Err(StepError::Experts { site });
+                if site.expert.is_some() && step.asymmetric_calibration.is_some() {
+                    return Err(StepError::Experts);
                 }
                 let layout = model.tap.layouts.get(&site).map(Arc::as_ref);
                 group.linears.iter().try_for_each(|linear| step.check_width(linear, layout))?;
@@ -49,18 +76,11 @@ impl<'a> Passes<'a> {
             return Err(StepError::Statistics(text.into()));
         }
         let layouts = model.tap.layouts.clone();
-        let samples = model.calibrator.samples().to_vec();
-        let start = model.calibrator.start();
-        // The unrounded model reads the unrounded table.
-        let whole = Stream::begin(model.decoder, &samples, start)?;
-        let original = step.asymmetric_calibration.map(|_| (whole.clone(), model.decoder.clone()));
-        step.round_embeddings(model.decoder, grid)?;
-        let stream = match step.inputs() {
-            HessianInputs::Wq | HessianInputs::Waq if step.embeddings => {
-                Stream::begin(model.decoder, &samples, start)?
-            }
-            _ => whole,
+        let Streams { stream, original } = match model.carried.take::<Streams>() {
+            Some(streams) => streams,
+            None => Streams::begin(step, grid, model)?,
         };
+        let original = original.map(|original| (original, model.decoder.clone()));
         let static_groups = step.groups == Some(Groups::Static);
         let settings = Settings { fit: step.fit(grid), static_groups, block: gptq::BLOCK };
         Ok(Self { step, settings, stream, original, layouts, groups: 0, sites: Map::new() })
@@ -74,29 +94,30 @@ impl<'a> Passes<'a> {
             HessianInputs::Fp | HessianInputs::Wq => FakeQuant::default(),
         };
         let has_head = self.step.rounds(Port::HeadIn, model.tap.kept.get(&Site::HEAD).copied());
-        for layer in 0..layers {
+        for layer in model.decoder.blocks.layers() {
             if !model.calibrator.progress(layer, layers) {
                 return Err(StepError::Interrupted);
             }
             let groups = model.decoder.groups().into_iter().map(|(site, _)| site);
-            let of_layer = groups.filter(|site| site.layer == Some(layer)).map(|site| site.port);
-            let wanted: Vec<Port> = of_layer
-                .filter(|&port| {
-                    self.step.rounds(port, model.tap.kept.get(&Site::block(layer, port)).copied())
-                })
+            let of_layer = groups.filter(|site| site.layer == Some(layer));
+            let mut wanted: Vec<Site> = of_layer
+                .filter(|site| self.step.rounds(site.port, model.tap.kept.get(site).copied()))
                 .collect();
+            // Experts one after another read beside each other.
+            wanted.sort_by_key(|site| site.port);
             let is_needed = layer + 1 < layers || has_head;
             self.block(model.decoder, layer, &mut tap, &wanted, is_needed)?;
         }
-        if has_head {
-            let moment = self.stream.head(model.decoder, &tap);
-            let seen = Seen { moments: [(Port::HeadIn, moment)].into(), ..Seen::default() };
+        if has_head && model.decoder.has_head() {
+            let moment = self.stream.head(model.decoder, &tap)?;
+            let seen = Seen { moments: [(Site::HEAD, moment)].into(), ..Seen::default() };
             self.solve(Site::HEAD, &mut model.decoder.head, &seen);
         }
         let mut report = Map::new();
         report.insert("groups".into(), self.groups.into());
         report.insert("calibration-tokens".into(), self.stream.tokens.into());
         report.insert("sites".into(), self.sites.into());
+        model.carried.put(Streams { stream: self.stream, original: self.original.map(|(stream, _)| stream) });
         Ok(report)
     }
 
@@ -106,25 +127,28 @@ impl<'a> Passes<'a> {
         decoder: &mut Decoder,
         layer: usize,
         tap: &mut FakeQuant,
-        wanted: &[Port],
+        wanted: &[Site],
         is_needed: bool,
     ) -> Result<(), StepError> {
         if self.step.inputs() == HessianInputs::Fp {
             // One pass gives the moments and the next block's inputs.
             let seen = self.stream.pass(decoder, layer, tap, wanted, is_needed)?;
-            wanted.iter().for_each(|&port| self.solve_port(decoder, layer, port, &seen));
+            wanted.iter().for_each(|&site| self.solve_site(decoder, site, &seen));
             return Ok(());
         }
-        let parts: Vec<&[Port]> = match self.step.sequential.unwrap_or_default() {
+        let parts: Vec<&[Site]> = match self.step.sequential.unwrap_or_default() {
             Sequential::Layer => vec![wanted],
-            Sequential::Group => wanted.chunks(1).collect(),
+            // A router that is rounded decides what its experts read.
+            Sequential::Group => {
+                wanted.chunk_by(|a, b| (a.port, a.expert.is_some()) == (b.port, b.expert.is_some())).collect()
+            }
         };
         for part in parts {
             let seen = match &mut self.original {
                 None => self.stream.pass(decoder, layer, tap, part, false)?,
                 Some((stream, whole)) => self.stream.compare(decoder, layer, tap, part, (stream, whole))?,
             };
-            part.iter().for_each(|&port| self.solve_port(decoder, layer, port, &seen));
+            part.iter().for_each(|&site| self.solve_site(decoder, site, &seen));
         }
         if is_needed {
             self.stream.pass(decoder, layer, tap, &[], true)?;
@@ -135,8 +159,7 @@ impl<'a> Passes<'a> {
         Ok(())
     }
 
-    fn solve_port(&mut self, decoder: &mut Decoder, layer: usize, port: Port, seen: &Seen) {
-        let site = Site::block(layer, port);
+    fn solve_site(&mut self, decoder: &mut Decoder, site: Site, seen: &Seen) {
         let groups = decoder.groups_mut().into_iter();
         let Some((_, group)) = groups.into_iter().find(|(at, _)| *at == site) else { return };
         self.solve(site, group, seen);
@@ -145,15 +168,40 @@ impl<'a> Passes<'a> {
     /// Rounds the linears of a group by what they read, and notes what happened.
     fn solve(&mut self, site: Site, group: &mut Group, seen: &Seen) {
         self.groups += 1;
-        let moment = &seen.moments[&site.port];
+        let Some(moment) = seen.moments.get(&site) else {
+            self.sites.insert(site.to_string(), self.round_unseen(site, group).into());
+            return;
+        };
         let mut note = match self.step.solver {
             Solver::Rtn => self.round_nearest(site, group, moment),
-            Solver::Gptq => self.round_gptq(site, group, moment, seen.drifts.get(&site.port)),
+            Solver::Gptq => self.round_gptq(site, group, moment, seen.drifts.get(&site)),
         };
         if (moment.tokens as usize) < moment.channels {
             note.insert("fewer-tokens-than-channels".into(), moment.tokens.into());
         }
         self.sites.insert(site.to_string(), note.into());
+    }
+
+    /// Of an expert that no token reached there is nothing to go by.
+    fn round_unseen(&self, site: Site, group: &mut Group) -> Map<String, Value> {
+        let layout = self.layouts.get(&site).map(Arc::as_ref);
+        let clip = match self.settings.fit.clip {
+            Clip::Output => Clip::Factor(1.0),
+            clip => clip,
+        };
+        let fit = Fit { clip, ..self.settings.fit };
+        for linear in &mut group.linears {
+            let [_, channels] = linear.weight.dims();
+            change(linear, |values| {
+                let rounded = gptq::nearest(values, channels, &fit, None, layout);
+                values.copy_from_slice(&rounded);
+            });
+        }
+        let nearest: Vec<&str> = group.linears.iter().map(|linear| linear.name.as_str()).collect();
+        Map::from_iter([
+            ("fewer-tokens-than-channels".to_string(), 0.into()),
+            ("rounded-to-nearest".to_string(), json!(nearest)),
+        ])
     }
 
     fn round_nearest(&self, site: Site, group: &mut Group, moment: &SecondMoment) -> Map<String, Value> {
