@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::evaluate::decoder_model::{DecoderModel, target_log_likelihoods};
-use crate::evaluate::growth::{self, Growth, Queries};
+use crate::evaluate::growth::{self, Growth, Shared, Watch};
 use crate::evaluate::metrics::perplexity;
 use crate::evaluate::windows::{Window, batches};
 use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
@@ -48,7 +48,7 @@ pub struct Original {
     /// Values of one hidden state.
     width: usize,
     /// Of its first tokens.
-    queries: Queries,
+    queries: Shared,
 }
 
 /// Hidden states of every window, `[targets, hidden]` one after the other.
@@ -80,6 +80,7 @@ impl Original {
             true => States::Memory(Vec::with_capacity(windows.len())),
             false => States::File(tempfile::tempfile().map_err(spilling)?, Vec::new()),
         };
+        model.watch(Watch::keeps(model.architecture(), windows));
         for batch in batches(windows, &|length| model.batch(length)) {
             if !progress(batch.start, windows.len()) {
                 return Err(EvaluateError::Interrupted);
@@ -90,8 +91,14 @@ impl Original {
                 states.push(values).map_err(spilling)?;
             }
         }
-        let queries = Queries::keep(model, windows);
+        let watch = model.watched();
+        let queries = Shared::clone(watch.kept().expect("an original's windows are watched on their way"));
         Ok(Self { head, states, width, queries })
+    }
+
+    /// Queries of its first tokens.
+    pub fn queries(&self) -> &Shared {
+        &self.queries
     }
 
     /// Bytes that it keeps in memory besides the head.
@@ -180,6 +187,7 @@ pub fn compare(
         divergences: vec![Vec::new(); windows.len()],
         growth: Growth::default(),
     };
+    model.watch(Watch::compares(&original.queries));
     for batch in batches(windows, &|length| model.batch(length)) {
         if !progress(batch.start, windows.len()) {
             return Err(EvaluateError::Interrupted);
@@ -204,7 +212,7 @@ pub fn compare(
             return Err(error);
         }
     }
-    compared.growth = original.queries.compare(model, windows);
+    compared.growth = model.watched().growth();
     Ok(compared)
 }
 

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Int, Tensor, TensorData};
 use models::architecture::Architecture;
 use models::kernel::on_host;
-use models::{Decoder, Group, Off, Port, Routed, Site, Tap, simd, token_tensor};
+use models::{Decoder, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decode::{self, Mode};
+use crate::evaluate::growth::Watch;
 use crate::evaluate::passage::Passage;
 use crate::evaluate::scoring::Answer;
 use crate::evaluate::shared_scoring::{self, Sharing};
@@ -37,6 +38,9 @@ pub struct DecoderModel<'a> {
     mode: Mode,
     /// Where the blocks have done their work already: the decoder then is the part with the head.
     passage: Option<&'a mut Passage>,
+    watch: Watch,
+    /// The first window that has not been fed since.
+    next_window: usize,
     /// Time in forward passes, scoring included.
     pub forward: Duration,
     /// Tokens that went through them.
@@ -54,6 +58,8 @@ impl<'a> DecoderModel<'a> {
             sharing: Sharing::Shared,
             mode: Mode::Dense,
             passage: None,
+            watch: Watch::Off,
+            next_window: 0,
             forward: Duration::ZERO,
             tokens: 0,
         }
@@ -98,7 +104,7 @@ impl<'a> DecoderModel<'a> {
         }
         let dropped = usize::from(dropped > 0);
         let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[dropped..]).collect();
-        let hidden = self.hidden(&fed)?;
+        let hidden = self.hidden(&fed, dropped)?;
         let rows = match self.mode {
             Mode::Dense => rows_of_logits(&self.decoder.architecture),
             // A decoder has no other token's row at hand when the head's input is rounded.
@@ -126,10 +132,13 @@ impl<'a> DecoderModel<'a> {
         Ok(())
     }
 
-    /// Hidden states after the final norm, `[windows, tokens, hidden]`; none where nothing is fed.
-    fn hidden(&mut self, fed: &[&[u32]]) -> Result<Option<Tensor<3>>, EvaluateError> {
+    /// Hidden states after the final norm, `[windows, tokens, hidden]`, of windows of each of which `dropped` tokens are not
+    /// fed; none where nothing is.
+    fn hidden(&mut self, fed: &[&[u32]], dropped: usize) -> Result<Option<Tensor<3>>, EvaluateError> {
         let length = fed.first().map_or(0, |tokens| tokens.len());
         self.tokens += (length * fed.len()) as u64;
+        let first = self.next_window;
+        self.next_window += fed.len();
         let device = self.decoder.device();
         if length == 0 {
             return Ok(None);
@@ -140,8 +149,13 @@ impl<'a> DecoderModel<'a> {
                 assert_eq!(x.dims()[..2], [fed.len(), length], "a passage of the windows that are asked for");
                 self.decoder.final_norm.forward(x)
             }
-            (None, Mode::Dense) => self.decoder.hidden(token_tensor(fed, &device), self.tap),
-            (None, Mode::Decode) => decode::hidden(self.decoder, self.tap, fed),
+            (None, mode) => {
+                let mut look = self.watch.beside(&mut *self.tap, first, dropped);
+                match mode {
+                    Mode::Dense => self.decoder.hidden(token_tensor(fed, &device), &mut look),
+                    Mode::Decode => decode::hidden(self.decoder, &mut look, fed),
+                }
+            }
         }))
     }
 
@@ -159,7 +173,7 @@ impl<'a> DecoderModel<'a> {
         assert!(self.decoder.prefix.is_none(), "the states of a model without a prefix are asked for");
         let begun = Instant::now();
         let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[..]).collect();
-        let Some(hidden) = self.hidden(&fed)? else { return Ok(Vec::new()) };
+        let Some(hidden) = self.hidden(&fed, 0)? else { return Ok(Vec::new()) };
         let width = hidden.dims()[2];
         let of = |(index, window): (usize, &&Window)| {
             let places = window.from..window.from + window.targets.len();
@@ -176,22 +190,17 @@ impl<'a> DecoderModel<'a> {
         &self.decoder.architecture
     }
 
-    /// How many tokens at the beginning of a sequence are not fed, because a prefix takes their place.
-    pub(super) fn dropped(&self, fed: &[u32]) -> usize {
-        usize::from(self.decoder.stands_for_first(self.start, fed))
+    /// From now on, windows are looked at on their way, until [`Self::watched`].
+    pub(super) fn watch(&mut self, watch: Watch) {
+        (self.watch, self.next_window) = (watch, 0);
     }
 
-    /// Shows the queries that every block makes of a sequence, before their rotary embedding, `[1, tokens, channels]`: in one
-    /// pass, without what a prefix stands for.
-    pub(super) fn queries(&mut self, fed: &[u32], visit: &mut dyn FnMut(usize, &Tensor<3>)) {
-        let fed = &fed[self.dropped(fed)..];
-        if fed.is_empty() {
-            return;
+    /// What has looked at the windows, on the passage where there is one.
+    pub(super) fn watched(&mut self) -> Watch {
+        match &mut self.passage {
+            Some(passage) => passage.watched(),
+            None => std::mem::take(&mut self.watch),
         }
-        let device = self.decoder.device();
-        let mut look = Look { tap: &mut *self.tap, visit };
-        self.decoder.hidden(token_tensor(&[fed], &device), &mut look);
-        self.tokens += fed.len() as u64;
     }
 
     /// A decoder that makes logits of hidden states with the weights of now, and holds no others.
@@ -218,38 +227,6 @@ impl<'a> DecoderModel<'a> {
     pub fn logits_bytes(architecture: &Architecture, length: usize) -> u64 {
         let vocabulary = architecture.vocabulary;
         4 * (length * vocabulary).min(LOGITS_AT_ONCE.max(vocabulary)) as u64
-    }
-}
-
-/// Shows queries, and leaves the work to another tap.
-struct Look<'a> {
-    tap: &'a mut dyn Tap,
-    visit: &'a mut dyn FnMut(usize, &Tensor<3>),
-}
-
-impl Tap for Look<'_> {
-    fn begin(&mut self, past: usize) {
-        self.tap.begin(past);
-    }
-
-    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
-        let outputs = self.tap.linears(site, x, group);
-        if let (Some(layer), Port::AttnIn) = (site.layer, site.port) {
-            (self.visit)(layer, &outputs[0]);
-        }
-        outputs
-    }
-
-    fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
-        self.tap.routed(site, x, group, routed)
-    }
-
-    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
-        self.tap.tensor(site, x)
-    }
-
-    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
-        self.tap.residual(layer, x);
     }
 }
 

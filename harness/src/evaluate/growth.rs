@@ -10,10 +10,14 @@
 //! BiSup, arXiv:2405.15346, whose abstract says that errors grow vertically, through layers, and spread horizontally, to other
 //! tokens by attention. What it plots is not known to this project: queries are our choice.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use burn::tensor::Tensor;
+use models::architecture::Architecture;
+use models::{Group, Port, Routed, Site, Tap};
 use serde_json::{Value, json};
 
-use super::decoder_model::DecoderModel;
 use super::windows::Window;
 
 /// Bytes of queries that are kept of an original: of the first tokens of its windows, as many as fit.
@@ -25,11 +29,22 @@ const LEAST: f64 = 1e-12;
 /// Queries of the original over the first windows.
 #[derive(Debug, Default)]
 pub struct Queries {
-    /// By window and block, `[tokens, channels]`.
-    windows: Vec<Vec<Vec<f32>>>,
-    /// Of one token.
+    windows: Vec<OfWindow>,
+    /// Values of one token's query, all heads together.
     channels: usize,
+    layers: usize,
 }
+
+#[derive(Debug)]
+struct OfWindow {
+    /// How many of its tokens are looked at.
+    tokens: usize,
+    /// By block, `[tokens so far, channels]`.
+    blocks: Vec<Vec<f32>>,
+}
+
+/// Queries that somebody else compares with.
+pub type Shared = Rc<RefCell<Queries>>;
 
 /// Mean errors of queries.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,14 +68,37 @@ pub struct Span {
     pub mean: f64,
 }
 
-impl Queries {
-    /// Runs the original over the first tokens of the windows.
-    pub fn keep(model: &mut DecoderModel<'_>, windows: &[Window]) -> Self {
-        let attention = &model.architecture().attention;
-        let channels = attention.heads * attention.head_dim;
-        let layers = model.architecture().layers;
+/// Looks at the queries of windows on their way through the blocks of a model, in whatever parts they come: blocks one
+/// after the other, windows in order, the tokens of one in order.
+#[derive(Debug, Default)]
+pub enum Watch {
+    /// Looks at nothing.
+    #[default]
+    Off,
+    /// Keeps them: it is the original's way.
+    Keeps(Shared),
+    /// Compares them with the original's, which is there before.
+    Compares(Shared, Errors),
+}
+
+/// Errors of queries so far.
+#[derive(Debug, Default)]
+pub struct Errors {
+    /// By block, the sum and over how many tokens.
+    blocks: Vec<(f64, u64)>,
+    /// By window and block, how many tokens were seen.
+    seen: Vec<Vec<usize>>,
+    /// Of the last block: position and error.
+    last: Vec<(usize, f64)>,
+}
+
+impl Watch {
+    /// Of an original whose windows begin their way now.
+    pub fn keeps(architecture: &Architecture, windows: &[Window]) -> Self {
+        let channels = architecture.attention.heads * architecture.attention.head_dim;
+        let layers = architecture.layers;
         let mut room = BOUND as usize / (4 * layers * channels).max(1);
-        let mut kept = Self { windows: Vec::new(), channels };
+        let mut kept = Queries { windows: Vec::new(), channels, layers };
         for window in windows {
             let tokens = window.fed.len().min(room);
             // Of one token nothing spreads.
@@ -68,37 +106,122 @@ impl Queries {
                 break;
             }
             room -= tokens;
-            let mut blocks = vec![Vec::new(); layers];
-            model.queries(&window.fed[..tokens], &mut |layer, q| blocks[layer] = values(q));
-            kept.windows.push(blocks);
+            kept.windows.push(OfWindow { tokens, blocks: vec![Vec::new(); layers] });
         }
-        kept
+        Self::Keeps(Rc::new(RefCell::new(kept)))
     }
 
-    /// Runs a reading over the same tokens. Tokens whose place a prefix takes are left out.
-    pub fn compare(&self, model: &mut DecoderModel<'_>, windows: &[Window]) -> Growth {
-        let layers = self.windows.first().map_or(0, Vec::len);
-        let mut sums = vec![(0.0, 0u64); layers];
-        let mut last: Vec<(usize, f64)> = Vec::new();
-        for (kept, window) in self.windows.iter().zip(windows) {
-            let tokens = kept[0].len() / self.channels;
-            let fed = &window.fed[..tokens];
-            let dropped = model.dropped(fed);
-            model.queries(fed, &mut |layer, q| {
-                let found = values(q);
-                let exact = kept[layer][dropped * self.channels..].chunks(self.channels);
-                for (place, (found, exact)) in found.chunks(self.channels).zip(exact).enumerate() {
-                    let error = relative(found, exact);
-                    sums[layer].0 += error;
-                    sums[layer].1 += 1;
-                    if layer + 1 == layers {
-                        last.push((place + dropped, error));
-                    }
-                }
-            });
+    /// Of a reading whose windows, the same, begin their way now.
+    pub fn compares(exact: &Shared) -> Self {
+        let queries = exact.borrow();
+        let errors = Errors {
+            blocks: vec![(0.0, 0); if queries.windows.is_empty() { 0 } else { queries.layers }],
+            seen: vec![vec![0; queries.layers]; queries.windows.len()],
+            last: Vec::new(),
+        };
+        Self::Compares(Rc::clone(exact), errors)
+    }
+
+    /// What it has kept.
+    pub fn kept(&self) -> Option<&Shared> {
+        match self {
+            Self::Keeps(queries) => Some(queries),
+            _ => None,
         }
+    }
+
+    /// The mean errors, of what it has compared. Tokens whose place a prefix takes are left out.
+    pub fn growth(&self) -> Growth {
+        let Self::Compares(_, errors) = self else { return Growth::default() };
         let mean = |(sum, count): &(f64, u64)| sum / (*count).max(1) as f64;
-        Growth { blocks: sums.iter().map(mean).collect(), positions: by_position(last) }
+        let positions = by_position(errors.last.iter().copied());
+        Growth { blocks: errors.blocks.iter().map(mean).collect(), positions }
+    }
+
+    /// A tap that shows it the windows from `first`, of each of which `dropped` tokens are not fed.
+    pub(super) fn beside<'a>(&'a mut self, tap: &'a mut dyn Tap, first: usize, dropped: usize) -> Look<'a> {
+        Look { tap, watch: self, first, dropped }
+    }
+
+    /// Queries of a block, `[windows, tokens, channels]`: the next tokens of each window.
+    fn look(&mut self, layer: usize, first: usize, dropped: usize, q: &Tensor<3>) {
+        let looked_at = match self {
+            Self::Off => 0,
+            Self::Keeps(exact) | Self::Compares(exact, _) => exact.borrow().windows.len(),
+        };
+        let [windows, tokens, channels] = q.dims();
+        let windows = windows.min(looked_at.saturating_sub(first));
+        if windows == 0 {
+            return;
+        }
+        let q = q.clone().slice([0..windows, 0..tokens, 0..channels]);
+        let q = q.into_data().try_into_vec::<f32>().expect("activations are f32 and can be read");
+        for (window, rows) in (first..).zip(q.chunks(tokens * channels)) {
+            match self {
+                Self::Off => {}
+                Self::Keeps(exact) => exact.borrow_mut().windows[window].keep(layer, rows, channels),
+                Self::Compares(exact, errors) => errors.add(&exact.borrow(), (layer, window), dropped, rows),
+            }
+        }
+    }
+}
+
+impl OfWindow {
+    fn keep(&mut self, layer: usize, rows: &[f32], channels: usize) {
+        let block = &mut self.blocks[layer];
+        let room = self.tokens * channels - block.len();
+        block.extend_from_slice(&rows[..rows.len().min(room)]);
+    }
+}
+
+impl Errors {
+    fn add(&mut self, exact: &Queries, (layer, window): (usize, usize), dropped: usize, rows: &[f32]) {
+        let seen = &mut self.seen[window][layer];
+        let from = dropped + *seen;
+        let exact_rows = exact.windows[window].blocks[layer].chunks(exact.channels).skip(from);
+        for (position, (found, exact_row)) in (from..).zip(rows.chunks(exact.channels).zip(exact_rows)) {
+            let error = relative(found, exact_row);
+            self.blocks[layer].0 += error;
+            self.blocks[layer].1 += 1;
+            if layer + 1 == exact.layers {
+                self.last.push((position, error));
+            }
+        }
+        *seen += rows.len() / exact.channels;
+    }
+}
+
+/// Shows queries, and leaves the work to another tap.
+pub(super) struct Look<'a> {
+    tap: &'a mut dyn Tap,
+    watch: &'a mut Watch,
+    first: usize,
+    dropped: usize,
+}
+
+impl Tap for Look<'_> {
+    fn begin(&mut self, past: usize) {
+        self.tap.begin(past);
+    }
+
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        let outputs = self.tap.linears(site, x, group);
+        if let (Some(layer), Port::AttnIn) = (site.layer, site.port) {
+            self.watch.look(layer, self.first, self.dropped, &outputs[0]);
+        }
+        outputs
+    }
+
+    fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
+        self.tap.routed(site, x, group, routed)
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.tap.tensor(site, x)
+    }
+
+    fn residual(&mut self, layer: usize, x: &Tensor<3>) {
+        self.tap.residual(layer, x);
     }
 }
 
@@ -107,10 +230,6 @@ fn relative(found: &[f32], exact: &[f32]) -> f64 {
     let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
     let error = squares(&mut found.iter().zip(exact).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     error / squares(&mut exact.iter().map(|x| f64::from(*x))).max(LEAST)
-}
-
-fn values(x: &Tensor<3>) -> Vec<f32> {
-    x.to_data().try_into_vec().expect("activations are f32 and can be read")
 }
 
 /// Means over positions 0, 1, 2–3, 4–7, 8–15 and so on; spans without a token, and values that are not finite, are left out.
@@ -143,9 +262,11 @@ pub fn written(spans: &[Span]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::against::{self, Original};
+    use crate::evaluate::decoder_model::DecoderModel;
     use crate::evaluate::noise::RoundingNoise;
     use burn::tensor::Device;
-    use models::{Checkpoint, Decoder, Fallback, Group, Hadamard, Off, Port, Site, Tap};
+    use models::{Checkpoint, Decoder, Fallback, Hadamard, Off};
 
     #[test]
     fn positions_are_taken_together_in_spans_that_double() {
@@ -167,9 +288,16 @@ mod tests {
     }
 
     fn growth(decoder: &mut Decoder, tap: &mut dyn Tap) -> Growth {
-        let (mut original, mut off) = (model(), Off);
-        let kept = Queries::keep(&mut DecoderModel::new(&mut original, &mut off, Some(0)), &windows());
-        kept.compare(&mut DecoderModel::new(decoder, tap, Some(0)), &windows())
+        let (mut original, mut off, windows) = (model(), Off, windows());
+        let mut kept = Original::keep(
+            &mut DecoderModel::new(&mut original, &mut off, Some(0)),
+            &windows,
+            1 << 20,
+            &mut |_, _| true,
+        )
+        .unwrap();
+        let mut model = DecoderModel::new(decoder, tap, Some(0));
+        against::compare(&mut model, &windows, &mut kept, &mut |_, _| true).unwrap().growth
     }
 
     /// Doubles what one block's queries are.

@@ -13,6 +13,7 @@ use models::{Decoder, Tap, token_tensor};
 
 use crate::evaluate::EvaluateError;
 use crate::evaluate::decoder_model::{batch_of, rows_of_logits};
+use crate::evaluate::growth::Watch;
 use crate::evaluate::noise::RoundingNoise;
 use crate::evaluate::windows::{Window, batches};
 use crate::hidden::Hidden;
@@ -24,6 +25,9 @@ pub struct Passage {
     /// The batch that is read next.
     next: usize,
     noise: Option<Noise>,
+    watch: Watch,
+    /// Of every batch, its first window, and how many tokens of each of its windows are not fed.
+    places: Vec<(usize, usize)>,
 }
 
 /// What a reading with rounding noise keeps: draws are counted over a whole pass of one batch after the other, and here the
@@ -60,6 +64,21 @@ impl Passage {
         Self { noise: Some(Noise { tap, drawn, of_head, of_block: 0, layers }), ..Self::default() }
     }
 
+    /// From now on, before the first part, the windows are looked at on their way.
+    pub fn watch(&mut self, watch: Watch) {
+        self.watch = watch;
+    }
+
+    /// What looks at the windows.
+    pub fn watching(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// What has looked at the windows.
+    pub(super) fn watched(&mut self) -> Watch {
+        std::mem::take(&mut self.watch)
+    }
+
     /// Whether windows can be given noise: the draws of a batch are counted beforehand, and how many experts a router
     /// chooses is not known then.
     pub fn knows_its_noise(architecture: &models::architecture::Architecture) -> bool {
@@ -81,8 +100,10 @@ impl Passage {
         let device = decoder.device();
         if decoder.has_table() {
             for batch in batches(windows, &batch_of) {
-                for fed in fed(decoder, &windows[batch].iter().collect::<Vec<_>>(), start) {
-                    self.hidden.push(decoder.embed(token_tensor(&fed, &device))).map_err(kept)?;
+                let of_batch: Vec<&Window> = windows[batch.clone()].iter().collect();
+                for Fed { first, dropped, tokens } in fed(decoder, &of_batch, start) {
+                    self.hidden.push(decoder.embed(token_tensor(&tokens, &device))).map_err(kept)?;
+                    self.places.push((batch.start + first, dropped));
                 }
             }
         }
@@ -92,12 +113,14 @@ impl Passage {
                     return Err(EvaluateError::Interrupted);
                 }
                 let x = self.hidden.get(batch, &device).map_err(kept)?;
+                let (first, dropped) = self.places[batch];
                 let x = match &mut self.noise {
-                    None => decoder.through_block(layer, x, tap),
+                    None => decoder.through_block(layer, x, &mut self.watch.beside(tap, first, dropped)),
                     Some(noise) => {
                         let before = noise.before(batch, layer as u64);
                         noise.drawn.set(before);
-                        let x = decoder.through_block(layer, x, &mut noise.tap);
+                        let look = &mut self.watch.beside(&mut noise.tap, first, dropped);
+                        let x = decoder.through_block(layer, x, look);
                         noise.of_block = noise.drawn.get() - before;
                         x
                     }
@@ -153,16 +176,29 @@ impl Passage {
     }
 }
 
+/// Windows that go through the blocks together.
+struct Fed<'a> {
+    /// The first of them.
+    first: usize,
+    /// How many tokens of each are not fed.
+    dropped: usize,
+    /// What is fed of each.
+    tokens: Vec<&'a [u32]>,
+}
+
 /// What of windows that feed equally many tokens goes through the blocks together: all of them, without a BOS in whose
 /// place a prefix stands; one by one where only some begin with it.
-pub(super) fn fed<'a>(decoder: &Decoder, windows: &[&'a Window], start: Option<u32>) -> Vec<Vec<&'a [u32]>> {
+fn fed<'a>(decoder: &Decoder, windows: &[&'a Window], start: Option<u32>) -> Vec<Fed<'a>> {
     let dropped: Vec<usize> =
         windows.iter().map(|w| usize::from(decoder.stands_for_first(start, &w.fed))).collect();
-    let fed = windows.iter().zip(&dropped).map(|(window, &dropped)| &window.fed[dropped..]);
     let same = dropped.iter().all(|&d| d == dropped[0]);
-    let groups: Vec<Vec<&[u32]>> =
-        if same { vec![fed.collect()] } else { fed.map(|fed| vec![fed]).collect() };
-    groups.into_iter().filter(|group| !group[0].is_empty()).collect()
+    let each = windows.iter().zip(&dropped).enumerate();
+    let each = each.map(|(first, (window, &dropped))| (first, dropped, &window.fed[dropped..]));
+    let groups: Vec<Fed> = match same {
+        true => vec![Fed { first: 0, dropped: dropped[0], tokens: each.map(|(.., fed)| fed).collect() }],
+        false => each.map(|(first, dropped, fed)| Fed { first, dropped, tokens: vec![fed] }).collect(),
+    };
+    groups.into_iter().filter(|group| !group.tokens[0].is_empty()).collect()
 }
 
 fn kept(error: std::io::Error) -> EvaluateError {

@@ -9,6 +9,7 @@ use models::{Decoder, Off, Part};
 
 use crate::data::window::window_start;
 use crate::evaluate::EvaluateError;
+use crate::evaluate::growth::Watch;
 use crate::evaluate::passage::Passage;
 use crate::evaluate::windows::Window;
 use crate::experiment::Evaluation;
@@ -220,7 +221,7 @@ impl Sweep<'_> {
                     return self.interrupted();
                 }
                 lane.underway.resume();
-                let led = self.lead(lane, loaded.clone()).and_then(|decoder| {
+                let led = self.lead(lane, loaded.clone(), &references).and_then(|decoder| {
                     if let Part::Block(_) = part {
                         compare(lane, &mut references, &decoder)?;
                     }
@@ -269,6 +270,9 @@ impl Sweep<'_> {
             let stopped = catching(self.options.device, "evaluate", || {
                 let read = (&reference.windows[..], start);
                 let goes_on = &mut || !interrupt.requested();
+                if decoder.has_table() && reference.compared {
+                    reference.passage.watch(Watch::keeps(&decoder.architecture, &reference.windows));
+                }
                 let mut led = reference.passage.through(&mut decoder, &mut Off, read, goes_on);
                 if led.is_ok() && decoder.has_head() && reference.compared {
                     let last = (&mut decoder, Some(&mut reference.passage));
@@ -286,7 +290,12 @@ impl Sweep<'_> {
     }
 
     /// Carries a cell's recipe out on a part, and leads its windows through what comes out.
-    fn lead(&mut self, lane: &mut Lane, mut decoder: Decoder) -> Result<Decoder, Stop> {
+    fn lead(
+        &mut self,
+        lane: &mut Lane,
+        mut decoder: Decoder,
+        references: &References,
+    ) -> Result<Decoder, Stop> {
         let (cell, interrupt) = (lane.cell, self.interrupt);
         let start = self.start_of(&cell.model.label);
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(decoder) };
@@ -324,6 +333,13 @@ impl Sweep<'_> {
             if original && decoder.has_table() && has_noise_floor(on.evaluation) {
                 let digits = source.checkpoint.significant_bits();
                 on.streams.noise = Some(Passage::with_noise(&decoder, &on.windows, digits));
+            }
+            if decoder.has_table() {
+                let id = on.evaluation.id();
+                let led = references.get(&id).and_then(|reference| reference.passage.watching().kept());
+                let exact = self.originals.queries(&cell.model.label, &id).or(led);
+                let watch = exact.map(Watch::compares).unwrap_or_default();
+                on.streams.noise.as_mut().unwrap_or(&mut on.streams.plain).watch(watch);
             }
             let error = catching(self.options.device, "evaluate", || {
                 let read = (&on.windows[..], start);

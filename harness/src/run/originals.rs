@@ -7,7 +7,7 @@ use models::{Decoder, Off};
 
 use crate::evaluate::against::{Original, STATES_IN_MEMORY};
 use crate::evaluate::decoder_model::DecoderModel;
-use crate::evaluate::growth;
+use crate::evaluate::growth::{self, Shared};
 use crate::evaluate::passage::Passage;
 use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Progress};
@@ -50,6 +50,11 @@ impl Originals {
     /// Whether an evaluation's original is kept.
     pub fn has(&self, model: &str, evaluation: &str) -> bool {
         self.model == model && self.kept.contains_key(evaluation)
+    }
+
+    /// The queries of a model's original, once they are kept.
+    pub fn queries(&self, model: &str, evaluation: &str) -> Option<&Shared> {
+        self.kept.get(evaluation).filter(|_| self.model == model).map(Original::queries)
     }
 
     /// The original of an evaluation, once it is kept.
