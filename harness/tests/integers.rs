@@ -11,6 +11,7 @@ use harness::quantize::integer::segments::{between, shares};
 use harness::quantize::integer::weights::PackedWeight;
 use harness::quantize::integer::{Arithmetic, IntegerTap, product};
 use harness::quantize::rounding::{round_activation, round_rows};
+use harness::record::execution::Executed;
 use models::{Decoder, Group, Off, Port, Site, Tap};
 
 #[path = "support/recipes.rs"]
@@ -132,7 +133,15 @@ impl Case {
             scales_of_weights.push(deltas);
         }
         let bias: Vec<f32> = uneven(OUT, 5);
-        for kernel in Kernel::all() {
+        // Through memory on the plainest kernel, in registers on the fastest.
+        let bits = |kernel: &Kernel| -> Vec<u32> {
+            let y = product::multiply(kernel, &self.codes, &self.packed, segments, None);
+            y.into_iter().map(f32::to_bits).collect()
+        };
+        let kernels = Kernel::all();
+        let plainest = bits(&kernels[kernels.len() - 1]);
+        for kernel in kernels {
+            assert!(bits(&kernel) == plainest, "{name}, {}: outputs of another kernel", kernel.name);
             let y = product::multiply(&kernel, &self.codes, &self.packed, segments, Some(&bias));
             within_rounding(
                 &self.activation,
@@ -462,13 +471,14 @@ fn fake_quantization_can_be_asked_for_and_is_said() {
     let made = make(recipes::NAIVE, &original, &mut Direct::default());
     let steps = steps(recipes::NAIVE);
     let fake = IntegerTap::new(Arithmetic::Fake, &steps, &made.decoder, made.tap.clone());
-    let report = fake.report().unwrap();
+    let report = fake.report();
     let groups = (GROUPS * original.architecture.layers) as u64;
     assert_eq!((report.kernel, report.integer_groups), (None, 0));
     assert_eq!(report.floating_groups.values().sum::<u64>(), groups);
     let integers = IntegerTap::new(Arithmetic::Integer, &steps, &made.decoder, made.tap);
-    let report = integers.report().unwrap();
+    let report = integers.report();
     assert_eq!((report.integer_groups, report.floating_groups.len()), (groups, 0));
     assert_eq!(report.kernel.as_deref(), Some(Kernel::best().name));
-    assert!(IntegerTap::new(Arithmetic::Integer, &[], &original, FakeQuant::default()).report().is_none());
+    let nothing = IntegerTap::new(Arithmetic::Integer, &[], &original, FakeQuant::default());
+    assert_eq!(nothing.report(), Executed::default());
 }

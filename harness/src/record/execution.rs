@@ -102,6 +102,17 @@ pub struct Executed {
     pub floating_groups: BTreeMap<String, u64>,
 }
 
+impl Executed {
+    /// Adds another part of the same model.
+    pub fn join(&mut self, part: Self) {
+        self.kernel = self.kernel.take().or(part.kernel);
+        self.integer_groups += part.integer_groups;
+        for (why, groups) in part.floating_groups {
+            *self.floating_groups.entry(why).or_default() += groups;
+        }
+    }
+}
+
 /// Where a model's weights are while it is executed. No result depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -180,8 +191,8 @@ impl Underway {
     }
 
     /// Notes how rounded linear layers are multiplied.
-    pub fn execute(&mut self, executed: Option<Executed>) {
-        self.execution.executed = executed;
+    pub fn execute(&mut self, executed: Executed) {
+        self.execution.executed = Some(executed).filter(|executed| *executed != Executed::default());
     }
 
     /// Notes what a measurement of speed found.

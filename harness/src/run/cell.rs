@@ -235,6 +235,10 @@ impl Sweep<'_> {
             underway.streams();
             underway.goes_on_from(streams.seconds);
             underway.beside_original(streams.errors.clone());
+            underway.execute(streams.executed.clone());
+        }
+        if streams.is_none() {
+            underway.execute(tap.report());
         }
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
         let planned = evaluation.planned_of(cell.recipe.is_original());
@@ -326,7 +330,6 @@ impl Sweep<'_> {
         };
         let mut shared = prepared.detail();
         let seconds = underway.seconds();
-        underway.execute(tap.report());
         let execution = underway.finish();
         if !rows.is_empty() {
             // Before the values: a value without its items could not be compared.

@@ -10,7 +10,7 @@ use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Measured, Progress, against};
 use crate::plan::Cell;
 use crate::quantize::integer::IntegerTap;
-use crate::record::execution::Underway;
+use crate::record::execution::{Executed, Underway};
 use crate::run::originals::Originals;
 
 /// What the parts of a model have made of an evaluation's windows, where it is executed part by part.
@@ -24,6 +24,8 @@ pub(super) struct Streams {
     pub(super) seconds: f64,
     /// How far the windows are from the original's behind each block.
     pub(super) errors: Vec<f64>,
+    /// How rounded groups were multiplied.
+    pub(super) executed: Executed,
 }
 
 /// A perplexity evaluation of one cell, ready for its model.

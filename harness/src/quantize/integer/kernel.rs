@@ -23,6 +23,9 @@ pub const STEP: usize = 4;
 #[repr(C, align(64))]
 pub struct Line(pub [i8; 64]);
 
+/// The kernel of AVX-512 with VNNI.
+const VNNI: &str = "avx512-vnni";
+
 /// Sums of one row of a tile.
 pub type Sums = [i32; COLUMNS];
 
@@ -66,6 +69,11 @@ impl Kernel {
         unsafe { (self.tile)(x, panel, sums) }
     }
 
+    /// Whether the processor multiplies with AVX-512 and VNNI.
+    pub fn is_vnni(&self) -> bool {
+        self.name == VNNI
+    }
+
     /// The fastest kernel of this processor.
     pub fn best() -> Self {
         static BEST: OnceLock<Kernel> = OnceLock::new();
@@ -81,7 +89,7 @@ impl Kernel {
                 && std::is_x86_feature_detected!("avx512bw")
                 && std::is_x86_feature_detected!("avx512vnni")
             {
-                found.push(Self { name: "avx512-vnni", rows: x86::VNNI_ROWS, tile: x86::vnni });
+                found.push(Self { name: VNNI, rows: x86::VNNI_ROWS, tile: x86::vnni });
             }
             if std::is_x86_feature_detected!("avx2") {
                 found.push(Self { name: "avx2", rows: x86::AVX2_ROWS, tile: x86::avx2 });
@@ -108,7 +116,7 @@ fn portable(x: Rows, panel: &[Line], sums: &mut [Sums]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use std::arch::x86_64::*;
 
     // Places are found by `wrapping_add`, which is not checked where debug assertions are on: a check inside the loop would
@@ -130,6 +138,7 @@ mod x86 {
             }
         };
     }
+    pub(in crate::quantize::integer) use by_rows;
 
     /// # Safety
     /// The processor has AVX-512 F, BW and VNNI; lengths are those that [`super::Kernel::add`] checks.

@@ -15,7 +15,8 @@
 //! | [`activation`] | activations to codes |
 //! | [`segments`] | where scales change along a row |
 //! | [`kernel`] | the products, by what the processor has |
-//! | [`product`] | sums and their scales |
+//! | [`tile`] | some rows by some outputs: sums, zero points and scales |
+//! | [`product`] | all tiles, over the cores |
 //!
 //! A group is executed so if its activation is rounded to a grid of whole codes, dynamic or static, and each of its weights
 //! is whole codes times scales; else it is left to [`FakeQuant`], and [`IntegerTap::report`] says why. Online rotations
@@ -43,6 +44,7 @@ pub mod codes;
 pub mod kernel;
 pub mod product;
 pub mod segments;
+pub mod tile;
 pub mod weights;
 
 /// How quantized linear layers are executed.
@@ -137,11 +139,6 @@ impl IntegerTap {
         tap
     }
 
-    /// A tap of which nothing is executed in integers, without a word on why: the model goes by part by part.
-    pub fn floating(fake: FakeQuant) -> Self {
-        Self { fake, groups: HashMap::new(), left: BTreeMap::new(), kernel: Kernel::best() }
-    }
-
     /// What rounds in floating point, for the groups that are left to it.
     pub fn fake(&self) -> &FakeQuant {
         &self.fake
@@ -152,16 +149,13 @@ impl IntegerTap {
         self.groups.len()
     }
 
-    /// How the rounded groups are executed; `None` where a recipe rounds none.
-    pub fn report(&self) -> Option<Executed> {
-        if self.groups.is_empty() && self.left.is_empty() {
-            return None;
-        }
-        Some(Executed {
+    /// How the rounded groups are executed.
+    pub fn report(&self) -> Executed {
+        Executed {
             kernel: (!self.groups.is_empty()).then(|| self.kernel.name.to_string()),
             integer_groups: self.groups.len() as u64,
             floating_groups: self.left.iter().map(|(why, groups)| (why.to_string(), *groups)).collect(),
-        })
+        }
     }
 
     /// Bytes of the linear layers' weights that a token reads as they are executed: packed codes with their scales, f32

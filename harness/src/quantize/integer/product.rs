@@ -1,62 +1,15 @@
 //! Codes times codes: the sums in i32, and what they are in the units of the outputs.
 
-use models::per_processor;
 use rayon::prelude::*;
 
-use crate::quantize::integer::activation::{Codes, TokenScale};
-use crate::quantize::integer::kernel::{COLUMNS, Kernel, Rows, Sums};
+use crate::quantize::integer::activation::Codes;
+use crate::quantize::integer::kernel::{COLUMNS, Kernel};
 use crate::quantize::integer::segments::Segment;
-use crate::quantize::integer::weights::{Columns, PackedWeight};
+use crate::quantize::integer::tile::Tile;
+use crate::quantize::integer::weights::PackedWeight;
 
 /// Rows that one task multiplies with all panels: their codes stay in the second cache.
 const ROWS_PER_TASK: usize = 96;
-
-/// One tile's sums in one segment: Σ (u − z)·(c + z'), in wrapping arithmetic, of which the result is exact because it is
-/// below 2³¹ ([`fits`]).
-fn sums_of(
-    kernel: &Kernel,
-    (x, first): (&Codes, usize),
-    (w, panel): (&PackedWeight, usize),
-    (segments, segment): (&[Segment], usize),
-    sums: &mut [Sums],
-) {
-    let (rows, place) = (sums.len(), &segments[segment]);
-    let tokens = &x.scales[first * segments.len()..];
-    let width = (place.to - place.from) as i32;
-    begin(tokens, (segments.len(), segment), w.columns(panel, segment), width, sums);
-    let codes = &x.codes[first * x.stride..(first + rows) * x.stride];
-    kernel.add(Rows { codes, stride: x.stride, at: place.at }, w.lines(panel, place), sums);
-}
-
-per_processor! {
-    /// What zero points add to every row's sums: −z·Σc + z'·(Σu − z·width).
-    fn begin(
-        tokens: &[TokenScale],
-        segment: (usize, usize),
-        columns: Columns,
-        width: i32,
-        sums: &mut [Sums],
-    ) {
-        let (segments, number) = segment;
-        for (sums, tokens) in sums.iter_mut().zip(tokens.chunks_exact(segments)) {
-            let token = &tokens[number];
-            let less = token.zero.wrapping_neg();
-            match columns.zeros {
-                None => {
-                    for c in 0..COLUMNS {
-                        sums[c] = less.wrapping_mul(columns.sums[c]);
-                    }
-                }
-                Some(zeros) => {
-                    let shifted = token.sum.wrapping_add(less.wrapping_mul(width));
-                    for c in 0..COLUMNS {
-                        sums[c] = zeros[c].wrapping_mul(shifted).wrapping_add(less.wrapping_mul(columns.sums[c]));
-                    }
-                }
-            }
-        }
-    }
-}
 
 /// Whether no sum can leave i32: values of |u − z| up to `activation` times values of |c + z'| up to `weight`.
 pub fn fits(width: usize, activation: i32, weight: i32) -> bool {
@@ -76,7 +29,7 @@ pub fn accumulations(
     for panel in 0..w.panels() {
         for first in (0..x.rows).step_by(kernel.rows) {
             let sums = &mut sums[..kernel.rows.min(x.rows - first)];
-            sums_of(kernel, (x, first), (w, panel), (segments, segment), sums);
+            Tile { x, first, w, panel, segments }.sums(kernel, segment, sums);
             for (r, sums) in sums.iter().enumerate() {
                 let from = panel * COLUMNS;
                 let row = &mut all[(first + r) * w.out..][from..w.out.min(from + COLUMNS)];
@@ -109,20 +62,16 @@ pub fn multiply(
     }
     let run = |first: usize, panels: std::ops::Range<usize>, rows: &mut [f32], width: usize| {
         let mut sums = vec![[0; COLUMNS]; kernel.rows];
-        let mut tile = vec![[0.0; COLUMNS]; kernel.rows];
+        let mut outputs = vec![[0.0; COLUMNS]; kernel.rows];
         let (origin, count) = (panels.start * COLUMNS, rows.len() / width);
         for panel in panels {
             let column = panel * COLUMNS - origin;
             let columns = COLUMNS.min(width - column);
             for block in (0..count).step_by(kernel.rows) {
                 let sums = &mut sums[..kernel.rows.min(count - block)];
-                for segment in 0..segments.len() {
-                    sums_of(kernel, (x, first + block), (w, panel), (segments, segment), sums);
-                    let tokens = &x.scales[(first + block) * segments.len()..];
-                    let of = w.columns(panel, segment).deltas;
-                    scale(sums, of, tokens, (segments.len(), segment), &mut tile);
-                }
-                for (row, values) in rows[block * width..].chunks_mut(width).zip(&tile[..sums.len()]) {
+                let outputs = &mut outputs[..sums.len()];
+                Tile { x, first: first + block, w, panel, segments }.outputs(kernel, sums, outputs);
+                for (row, values) in rows[block * width..].chunks_mut(width).zip(&*outputs) {
                     row[column..column + columns].copy_from_slice(&values[..columns]);
                 }
             }
@@ -157,29 +106,4 @@ pub fn multiply(
         run(task * rows, 0..w.panels(), values, w.out);
     });
     out
-}
-
-per_processor! {
-    /// Adds a tile's sums, in the units of the outputs; the first segment's stand alone.
-    fn scale(
-        sums: &[Sums],
-        deltas: &[f32; COLUMNS],
-        tokens: &[TokenScale],
-        segment: (usize, usize),
-        tile: &mut [[f32; COLUMNS]],
-    ) {
-        let (segments, number) = segment;
-        for ((sums, tokens), y) in sums.iter().zip(tokens.chunks_exact(segments)).zip(tile) {
-            let delta = tokens[number].delta;
-            if number == 0 {
-                for c in 0..COLUMNS {
-                    y[c] = sums[c] as f32 * (deltas[c] * delta);
-                }
-            } else {
-                for c in 0..COLUMNS {
-                    y[c] += sums[c] as f32 * (deltas[c] * delta);
-                }
-            }
-        }
-    }
 }
