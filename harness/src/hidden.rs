@@ -30,7 +30,7 @@ struct Batch {
 
 #[derive(Debug)]
 enum Place {
-    Memory(Tensor<3>),
+    Memory(Box<Tensor<3>>),
     /// From here on.
     File(u64),
 }
@@ -60,7 +60,7 @@ impl Hidden {
         let bytes = bytes_of(shape);
         let fits = |held: u64| (held + bytes <= IN_MEMORY).then_some(held + bytes);
         let place = match HELD.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits) {
-            Ok(_) => Place::Memory(x),
+            Ok(_) => Place::Memory(Box::new(x)),
             Err(_) => {
                 let start = self.end;
                 self.write(start, x)?;
@@ -79,7 +79,7 @@ impl Hidden {
     pub fn get(&mut self, batch: usize, device: &Device) -> io::Result<Tensor<3>> {
         let shape = self.batches[batch].shape;
         let start = match &self.batches[batch].place {
-            Place::Memory(x) => return Ok(x.clone()),
+            Place::Memory(x) => return Ok((**x).clone()),
             Place::File(start) => *start,
         };
         let values = self.read(start, shape.iter().product())?;
@@ -97,7 +97,7 @@ impl Hidden {
         assert_eq!(x.dims(), self.batches[batch].shape, "a block keeps the shape of hidden states");
         let start = match &mut self.batches[batch].place {
             Place::Memory(old) => {
-                *old = x;
+                **old = x;
                 return Ok(());
             }
             Place::File(start) => *start,

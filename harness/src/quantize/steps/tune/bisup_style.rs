@@ -281,7 +281,7 @@ impl Method for BisupStyle {
             return Err(format!("`alpha` must be between 0 and 1, not {alpha}"));
         }
         match self.bound {
-            Some(bound) if !(bound >= 1.0 && bound <= 1000.0) => {
+            Some(bound) if !(1.0..=1000.0).contains(&bound) => {
                 Err(format!("`bound` must be between 1 and 1000, not {bound}"))
             }
             _ => Ok(()),
