@@ -346,9 +346,7 @@ impl Sweep<'_> {
                     // Without noise the original is a reference already.
                     (Some(noise), _) => noise.through(&mut decoder, &mut Off, read, goes_on),
                     (None, true) => Ok(()),
-                    (None, false) => {
-                        on.streams.plain.through(&mut decoder, &mut tap, read, goes_on)
-                    }
+                    (None, false) => on.streams.plain.through(&mut decoder, &mut tap, read, goes_on),
                 };
                 Ok(led.err())
             });

@@ -119,8 +119,6 @@ fn portable(x: Rows, panel: &[Line], sums: &mut [Sums]) {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    // Places are found by `wrapping_add`, which is not checked where debug assertions are on: a check inside the loop would
-    // have every sum written to memory at every step.
     use super::{Line, Rows, STEP, Sums};
 
     /// 12 rows by two registers of sums leave room for two of weights and one of codes among 32.
@@ -141,40 +139,69 @@ pub(super) mod x86 {
     pub(in crate::quantize::integer) use by_rows;
 
     /// # Safety
-    /// The processor has AVX-512 F, BW and VNNI; lengths are those that [`super::Kernel::add`] checks.
+    /// The processor has AVX-512 F, BW and VNNI.
     pub unsafe fn vnni(x: Rows, panel: &[Line], sums: &mut [Sums]) {
+        let rows = sums.len();
+        let mut codes = Vec::new();
+        interleave(x, rows, panel.len() / 2, &mut codes);
         // SAFETY: as this function's.
-        unsafe { by_rows!(vnni_rows, sums.len(), (x, panel, sums), 1 2 3 4 5 6 7 8 9 10 11 12) }
+        unsafe { by_rows!(vnni_rows, rows, (&codes, panel, sums), 1 2 3 4 5 6 7 8 9 10 11 12) }
     }
 
-    /// # Safety
-    /// As [`vnni`]'s, with `sums` of `ROWS` rows.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn vnni_rows<const ROWS: usize>(x: Rows, panel: &[Line], sums: &mut [Sums]) {
-        let mut held = [[_mm512_setzero_si512(); 2]; ROWS];
-        // SAFETY: `sums` has `ROWS` rows of 32; the codes of every row reach the panel's end; a line is 64 aligned bytes.
-        unsafe {
-            for r in 0..ROWS {
-                let row = sums.as_ptr().wrapping_add(r).cast::<__m512i>();
-                held[r] = [_mm512_loadu_si512(row), _mm512_loadu_si512(row.wrapping_add(1))];
-            }
-            let codes = x.codes.as_ptr().wrapping_add(x.at);
-            for step in 0..panel.len() / 2 {
-                let line = panel.as_ptr().wrapping_add(2 * step).cast::<__m512i>();
-                let (w0, w1) = (_mm512_load_si512(line), _mm512_load_si512(line.wrapping_add(1)));
-                for r in 0..ROWS {
-                    let four = codes.wrapping_add(r * x.stride + step * STEP).cast::<i32>().read_unaligned();
-                    let four = _mm512_set1_epi32(four);
-                    held[r][0] = _mm512_dpbusd_epi32(held[r][0], four, w0);
-                    held[r][1] = _mm512_dpbusd_epi32(held[r][1], four, w1);
-                }
-            }
-            for r in 0..ROWS {
-                let row = sums.as_mut_ptr().wrapping_add(r).cast::<__m512i>();
-                _mm512_storeu_si512(row, held[r][0]);
-                _mm512_storeu_si512(row.wrapping_add(1), held[r][1]);
-            }
+    /// The codes of some steps, step by step and in each row by row.
+    pub fn interleave(x: Rows, rows: usize, steps: usize, to: &mut Vec<[u8; STEP]>) {
+        let begin = to.len();
+        to.resize(begin + rows * steps, [0; STEP]);
+        for (r, row) in x.codes.chunks_exact(x.stride).take(rows).enumerate() {
+            let codes = &row[x.at..].as_chunks::<STEP>().0[..steps];
+            let places = to[begin + r..].iter_mut().step_by(rows);
+            places.zip(codes).for_each(|(place, four)| *place = *four);
         }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn vnni_rows<const ROWS: usize>(codes: &[[u8; STEP]], panel: &[Line], sums: &mut [Sums]) {
+        let mut held = [[_mm512_setzero_si512(); 2]; ROWS];
+        for (held, sums) in held.iter_mut().zip(&*sums) {
+            *held = whole(*sums);
+        }
+        products(&mut held, codes.as_chunks().0, panel.as_chunks().0);
+        for (sums, held) in sums.iter_mut().zip(held) {
+            // SAFETY: two registers hold 32 sums.
+            *sums = unsafe { std::mem::transmute::<[__m512i; 2], Sums>(held) };
+        }
+    }
+
+    /// 32 values as two registers.
+    #[inline]
+    pub fn whole(values: Sums) -> [__m512i; 2] {
+        // SAFETY: two registers hold 32 values.
+        unsafe { std::mem::transmute::<Sums, [__m512i; 2]>(values) }
+    }
+
+    /// Adds to every row's sums its products with some lines, step by step.
+    ///
+    /// References and patterns and no pointers: a pointer's checks, where debug assertions are on, have every sum written to
+    /// memory at every step.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub fn products<const ROWS: usize>(
+        held: &mut [[__m512i; 2]; ROWS],
+        mut codes: &[[[u8; STEP]; ROWS]],
+        mut lines: &[[Line; 2]],
+    ) {
+        let mut sums = *held;
+        while let ([step, later @ ..], [[w0, w1], behind @ ..]) = (codes, lines) {
+            // SAFETY: a line is a register's 64 bytes.
+            let [w0, w1] = [w0, w1].map(|line| unsafe { std::mem::transmute::<[i8; 64], __m512i>(line.0) });
+            for r in 0..ROWS {
+                let four = _mm512_set1_epi32(i32::from_le_bytes(step[r]));
+                sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], four, w0);
+                sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], four, w1);
+            }
+            (codes, lines) = (later, behind);
+        }
+        *held = sums;
     }
 
     /// # Safety

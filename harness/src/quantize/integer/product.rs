@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::quantize::integer::activation::Codes;
 use crate::quantize::integer::kernel::{COLUMNS, Kernel};
 use crate::quantize::integer::segments::Segment;
-use crate::quantize::integer::tile::Tile;
+use crate::quantize::integer::tile::{Interleaved, Tile};
 use crate::quantize::integer::weights::PackedWeight;
 
 /// Rows that one task multiplies with all panels: their codes stay in the second cache.
@@ -29,7 +29,7 @@ pub fn accumulations(
     for panel in 0..w.panels() {
         for first in (0..x.rows).step_by(kernel.rows) {
             let sums = &mut sums[..kernel.rows.min(x.rows - first)];
-            Tile { x, first, w, panel, segments }.sums(kernel, segment, sums);
+            Tile { x, first, codes: &[], w, panel, segments }.sums(kernel, segment, sums);
             for (r, sums) in sums.iter().enumerate() {
                 let from = panel * COLUMNS;
                 let row = &mut all[(first + r) * w.out..][from..w.out.min(from + COLUMNS)];
@@ -64,13 +64,15 @@ pub fn multiply(
         let mut sums = vec![[0; COLUMNS]; kernel.rows];
         let mut outputs = vec![[0.0; COLUMNS]; kernel.rows];
         let (origin, count) = (panels.start * COLUMNS, rows.len() / width);
+        let interleaved = Interleaved::new(kernel, x, first..first + count);
         for panel in panels {
             let column = panel * COLUMNS - origin;
             let columns = COLUMNS.min(width - column);
             for block in (0..count).step_by(kernel.rows) {
                 let sums = &mut sums[..kernel.rows.min(count - block)];
                 let outputs = &mut outputs[..sums.len()];
-                Tile { x, first: first + block, w, panel, segments }.outputs(kernel, sums, outputs);
+                let codes = interleaved.of(x, block, sums.len());
+                Tile { x, first: first + block, codes, w, panel, segments }.outputs(kernel, sums, outputs);
                 for (row, values) in rows[block * width..].chunks_mut(width).zip(&*outputs) {
                     row[column..column + columns].copy_from_slice(&values[..columns]);
                 }

@@ -3,10 +3,12 @@
 //! With AVX-512 and VNNI a tile's sums never leave the registers between zero points, products and scales: with a scale for
 //! every 64 channels that is a third of the time. Elsewhere they go through memory. Both give the same bits.
 
+use std::ops::Range;
+
 use models::per_processor;
 
 use crate::quantize::integer::activation::{Codes, TokenScale};
-use crate::quantize::integer::kernel::{COLUMNS, Kernel, Rows, Sums};
+use crate::quantize::integer::kernel::{COLUMNS, Kernel, Rows, STEP, Sums};
 use crate::quantize::integer::segments::Segment;
 use crate::quantize::integer::weights::{Columns, PackedWeight};
 
@@ -20,12 +22,40 @@ pub struct Tile<'a> {
     pub x: &'a Codes,
     /// Its first row.
     pub first: usize,
+    /// The codes of these rows as [`Interleaved`] gives them.
+    pub codes: &'a [[u8; STEP]],
     /// The weight.
     pub w: &'a PackedWeight,
     /// Its panel.
     pub panel: usize,
     /// How rows are cut.
     pub segments: &'a [Segment],
+}
+
+/// Codes in the order in which a kernel reads them, where that is not row by row.
+#[derive(Clone, Debug, Default)]
+pub struct Interleaved(Vec<[u8; STEP]>);
+
+impl Interleaved {
+    /// The codes of some rows, tile by tile of a kernel's rows.
+    pub fn new(kernel: &Kernel, x: &Codes, rows: Range<usize>) -> Self {
+        let mut codes = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if kernel.is_vnni() {
+            for first in rows.clone().step_by(kernel.rows) {
+                let count = kernel.rows.min(rows.end - first);
+                let all = Rows { codes: &x.codes[first * x.stride..], stride: x.stride, at: 0 };
+                crate::quantize::integer::kernel::x86::interleave(all, count, x.stride / STEP, &mut codes);
+            }
+        }
+        Self(codes)
+    }
+
+    /// Those of a tile of so many rows, `before` rows behind the first.
+    pub fn of(&self, x: &Codes, before: usize, rows: usize) -> &[[u8; STEP]] {
+        let steps = x.stride / STEP;
+        self.0.get(before * steps..(before + rows) * steps).unwrap_or_default()
+    }
 }
 
 impl Tile<'_> {
@@ -131,21 +161,18 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Columns, Outputs, Tile, TokenScale};
-    use crate::quantize::integer::kernel::x86::by_rows;
-    use crate::quantize::integer::kernel::{Line, STEP};
+    use crate::quantize::integer::kernel::x86::{by_rows, products, whole};
+    use crate::quantize::integer::kernel::{COLUMNS, Line, STEP};
 
     /// The outputs of a tile, on a processor with AVX-512 F, BW and VNNI.
     pub fn outputs(tile: &Tile, outputs: &mut [Outputs]) {
         let rows = outputs.len();
-        let x = tile.rows(rows);
         let tokens = tile.tokens(rows);
-        assert_eq!(x.codes.len(), rows * x.stride, "whole rows");
+        assert_eq!(tile.codes.len(), rows * (tile.x.stride / STEP), "the codes of the tile's rows");
         for (number, segment) in tile.segments.iter().enumerate() {
             let lines = tile.w.lines(tile.panel, segment);
-            assert!(segment.at + lines.len() / 2 * STEP <= x.stride, "rows reach the panel's end");
             let part = Part {
-                codes: x.codes[segment.at..].as_ptr(),
-                stride: x.stride,
+                codes: &tile.codes[segment.at / STEP * rows..][..lines.len() / 2 * rows],
                 lines,
                 columns: tile.w.columns(tile.panel, number),
                 width: (segment.to - segment.from) as i32,
@@ -153,17 +180,15 @@ mod x86 {
                 segments: tile.segments.len(),
                 is_first: number == 0,
             };
-            // SAFETY: the kernel of this name is only given out where the processor has what it needs; the lengths were
-            // checked.
-            unsafe { by_rows!(part, rows, (&part, outputs), 1 2 3 4 5 6 7 8 9 10 11 12) }
+            // SAFETY: the kernel of this name is only given out where the processor has what it needs.
+            unsafe { by_rows!(of_part, rows, (&part, outputs), 1 2 3 4 5 6 7 8 9 10 11 12) }
         }
     }
 
     /// One segment of a tile.
     struct Part<'a> {
-        /// Where the first row begins.
-        codes: *const u8,
-        stride: usize,
+        /// Step by step, in each row by row.
+        codes: &'a [[u8; STEP]],
         lines: &'a [Line],
         columns: Columns<'a>,
         width: i32,
@@ -173,58 +198,47 @@ mod x86 {
         is_first: bool,
     }
 
-    /// # Safety
-    /// The processor has AVX-512 F, BW and VNNI; `outputs` has `ROWS` rows, and there are as many of codes that reach the end
-    /// of the lines.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn part<const ROWS: usize>(p: &Part, outputs: &mut [Outputs]) {
-        let token = |r: usize| &p.tokens[r * p.segments];
+    fn of_part<const ROWS: usize>(p: &Part, outputs: &mut [Outputs]) {
+        let mut each = p.tokens.iter().step_by(p.segments);
+        let tokens: [TokenScale; ROWS] =
+            std::array::from_fn(|_| *each.next().expect("every row has its scale"));
         let mut held = [[_mm512_setzero_si512(); 2]; ROWS];
-        // SAFETY: sums, zeros and deltas have 32 values; a line is 64 aligned bytes; the codes of every row reach the end of
-        // the lines; `outputs` has `ROWS` rows of 32.
-        unsafe {
-            let two = |values: *const i32| [_mm512_loadu_si512(values.cast()), _mm512_loadu_si512(values.add(16).cast())];
-            let sums = two(p.columns.sums.as_ptr());
-            let zeros = p.columns.zeros.map(|zeros| two(zeros.as_ptr()));
-            for r in 0..ROWS {
-                let less = token(r).zero.wrapping_neg();
-                if r > 0 && zeros.is_none() && token(r).zero == token(r - 1).zero {
-                    held[r] = held[r - 1];
-                    continue;
-                }
-                for half in 0..2 {
-                    held[r][half] = _mm512_mullo_epi32(_mm512_set1_epi32(less), sums[half]);
-                    if let Some(zeros) = zeros {
-                        let shifted = token(r).sum.wrapping_add(less.wrapping_mul(p.width));
-                        let product = _mm512_mullo_epi32(_mm512_set1_epi32(shifted), zeros[half]);
-                        held[r][half] = _mm512_add_epi32(held[r][half], product);
-                    }
-                }
+        let (sums, zeros) = (whole(*p.columns.sums), p.columns.zeros.map(|zeros| whole(*zeros)));
+        for r in 0..ROWS {
+            let less = tokens[r].zero.wrapping_neg();
+            if r > 0 && zeros.is_none() && tokens[r].zero == tokens[r - 1].zero {
+                held[r] = held[r - 1];
+                continue;
             }
-            // Places are found by `wrapping_add`, which is not checked where debug assertions are on.
-            for step in 0..p.lines.len() / 2 {
-                let line = p.lines.as_ptr().wrapping_add(2 * step).cast::<__m512i>();
-                let (w0, w1) = (_mm512_load_si512(line), _mm512_load_si512(line.wrapping_add(1)));
-                for r in 0..ROWS {
-                    let four = p.codes.wrapping_add(r * p.stride + step * STEP).cast::<i32>().read_unaligned();
-                    let four = _mm512_set1_epi32(four);
-                    held[r][0] = _mm512_dpbusd_epi32(held[r][0], four, w0);
-                    held[r][1] = _mm512_dpbusd_epi32(held[r][1], four, w1);
-                }
-            }
-            let deltas = p.columns.deltas.as_ptr();
-            let deltas = [_mm512_loadu_ps(deltas), _mm512_loadu_ps(deltas.add(16))];
-            for r in 0..ROWS {
-                let delta = _mm512_set1_ps(token(r).delta);
-                for half in 0..2 {
-                    let place = outputs[r].as_mut_ptr().wrapping_add(16 * half);
-                    let mut y = _mm512_mul_ps(_mm512_cvtepi32_ps(held[r][half]), _mm512_mul_ps(deltas[half], delta));
-                    if !p.is_first {
-                        y = _mm512_add_ps(_mm512_loadu_ps(place), y);
-                    }
-                    _mm512_storeu_ps(place, y);
+            for half in 0..2 {
+                held[r][half] = _mm512_mullo_epi32(_mm512_set1_epi32(less), sums[half]);
+                if let Some(zeros) = zeros {
+                    let shifted = tokens[r].sum.wrapping_add(less.wrapping_mul(p.width));
+                    let product = _mm512_mullo_epi32(_mm512_set1_epi32(shifted), zeros[half]);
+                    held[r][half] = _mm512_add_epi32(held[r][half], product);
                 }
             }
         }
+        products(&mut held, p.codes.as_chunks().0, p.lines.as_chunks().0);
+        let deltas = floats(*p.columns.deltas);
+        for ((held, token), outputs) in held.iter().zip(&tokens).zip(outputs) {
+            let delta = _mm512_set1_ps(token.delta);
+            let before = floats(*outputs);
+            let y: [__m512; 2] = std::array::from_fn(|half| {
+                let scale = _mm512_mul_ps(deltas[half], delta);
+                let y = _mm512_mul_ps(_mm512_cvtepi32_ps(held[half]), scale);
+                if p.is_first { y } else { _mm512_add_ps(before[half], y) }
+            });
+            // SAFETY: two registers hold 32 outputs.
+            *outputs = unsafe { std::mem::transmute::<[__m512; 2], [f32; COLUMNS]>(y) };
+        }
+    }
+
+    /// 32 values as two registers.
+    #[inline]
+    fn floats(values: [f32; COLUMNS]) -> [__m512; 2] {
+        // SAFETY: two registers hold 32 values.
+        unsafe { std::mem::transmute::<[f32; COLUMNS], [__m512; 2]>(values) }
     }
 }
