@@ -358,15 +358,14 @@ impl Sweep<'_> {
             let tokenizer = source.checkpoint.tokenizer();
             let architecture = source.checkpoint.architecture();
             let token = |text: &str| calibrator::one_token(&source.checkpoint, text);
-            let facts = ModelFacts {
-                vocabulary: architecture.vocabulary,
-                context: architecture.context,
-                longest: cell.longest_behind_prefix(),
-                has_experts: architecture.has_experts(),
-                start: window_start(tokenizer.bos(), tokenizer.eos()),
-                token: &token,
-            };
             for (place, step) in cell.recipe.steps.iter().enumerate() {
+                let facts = ModelFacts {
+                    architecture,
+                    earlier: &cell.recipe.steps[..place],
+                    longest: cell.longest_behind_prefix(),
+                    start: window_start(tokenizer.bos(), tokenizer.eos()),
+                    token: &token,
+                };
                 step.method().check_model(&facts).map_err(|e| RunError::Step {
                     recipe: cell.recipe.name.clone(),
                     step: format!("{place}.{}", step.name()),

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::quantize::steps::{Stage, smooth};
-use crate::quantize::{Method, ModelInFlight, StatisticsNeed, StepError};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StatisticsNeed, StepError, admissible};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,11 +122,17 @@ impl Method for Smoothquant {
         true
     }
 
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        admissible::sites_of_model(Some(&self.sites), facts.architecture)?;
+        smooth::check_scales(&self.sites, facts)
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        admissible::sites_of_model(Some(&self.sites), &model.decoder.architecture)?;
         let statistics = model.present.clone().expect("SmoothQuant asks for statistics");
         let mut found = Map::new();
         for port in smooth::ports(&self.sites) {
