@@ -35,13 +35,16 @@ fn check_sites(sites: &[String], allowed: &[Port]) -> Result<(), String> {
     Ok(())
 }
 
-/// The sites of a model that `sites` names, from the end of a block to its beginning, without those that follow another one:
-/// experts read what their router reads.
+/// Whether a site's scales are those of another one: experts read what their router reads.
+fn follows(site: Site) -> bool {
+    site.expert.is_some() && site.port == Port::MlpIn
+}
+
+/// The sites of a model that `sites` names, from the end of a block to its beginning, without those that follow another one.
 fn sites_of(sites: &[String], architecture: &Architecture) -> Vec<Site> {
     let groups = architecture.groups();
-    let is_own = |site: &Site| !(site.expert.is_some() && site.port == Port::MlpIn);
     let of_port = |port: Port| groups.iter().map(|(site, _)| *site).filter(move |site| site.port == port);
-    ports(sites).into_iter().flat_map(of_port).filter(is_own).collect()
+    ports(sites).into_iter().flat_map(of_port).filter(|site| !follows(*site)).collect()
 }
 
 /// Refuses a model some of whose sites can take no scale. Behind a rotation any site of the forward pass can, which is left to

@@ -18,7 +18,7 @@
 //! SmoothQuant, arXiv:2211.10438, equation 4; weights' maximum over the concatenated linears and both clamps as in its
 //! released code. Its runs on Llama-2 use α = 0.85, arXiv:2405.14428 uses 0.8; neither smooths o_in or down_in.
 
-use models::{Group, Port, Site};
+use models::{Group, Port};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -137,9 +137,7 @@ impl Method for Smoothquant {
         let mut found = Map::new();
         for port in smooth::ports(&self.sites) {
             let groups = model.decoder.groups();
-            // Experts read what the router reads, and follow it.
-            let follows = |site: &Site| site.expert.is_some() && site.port == Port::MlpIn;
-            let of_port = groups.iter().filter(|(site, _)| site.port == port && !follows(site));
+            let of_port = groups.iter().filter(|(site, _)| site.port == port && !smooth::follows(*site));
             let fitted: Vec<_> =
                 of_port.map(|(site, _)| (*site, largest_weights(&model.decoder.followers(*site)))).collect();
             for (site, mut weights) in fitted {
