@@ -66,8 +66,16 @@ fn a_step_that_a_model_cannot_have_is_refused_before_any_work() {
     let rotate = r#"{ step = "rotate", method = "hadamard" }, { step = "weights", bits = 4 }"#;
     let odd = r#"{ step = "prefix", method = "tokens", tokens = [3] }, { step = "weights", bits = 4, granularity = "group(7)" }"#;
     for (family, steps, says) in [
-        ("gemma2", rotate, ["recipe `r`, step 0.rotate, on tiny", "the residual stream", "rotate the other sites"]),
-        ("llama2", odd, ["recipe `r`, step 1.weights, on tiny", "groups of 7 do not divide", "a divisor of 32"]),
+        (
+            "gemma2",
+            rotate,
+            ["recipe `r`, step 0.rotate, on tiny", "the residual stream", "rotate the other sites"],
+        ),
+        (
+            "llama2",
+            odd,
+            ["recipe `r`, step 1.weights, on tiny", "groups of 7 do not divide", "a divisor of 32"],
+        ),
     ] {
         let place = place();
         place.checkpoint_of(family, "tiny");

@@ -301,7 +301,9 @@ pub enum StepError {
         example: usize,
     },
     /// A step that would act on nothing.
-    #[error("no linear layer of this model reads {sites}; they read {there}: name one of these, or leave the step out")]
+    #[error(
+        "no linear layer of this model reads {sites}; they read {there}: name one of these, or leave the step out"
+    )]
     NoSites {
         /// The step's sites.
         sites: String,

@@ -1,7 +1,7 @@
 //! Steps that read inputs, on experts: each has a second moment of its own, over the tokens that reach it.
 
-use harness::quantize::direct::Direct;
 use harness::quantize::StepError;
+use harness::quantize::direct::Direct;
 use models::{Decoder, Port, Site};
 
 use crate::pairs::planned;

@@ -36,7 +36,7 @@ fn families() -> impl Iterator<Item = Subject> {
     FAMILIES.into_iter().map(Subject::oracle)
 }
 
-/// Settings that are refused, by family: the first words of `docs/families.md`, "Methods".
+/// Which settings of the cases are refused.
 fn is_refused(family: &str, step: &Step) -> bool {
     let rotates_the_stream = serde_json::to_value(step).unwrap()["sites"]
         .as_array()
@@ -101,8 +101,8 @@ fn every_pair_is_carried_out_twice_alike_or_refused_by_the_plan() {
     }
     assert_eq!(tried, FAMILIES.len() * settings().count());
     assert!(settings().count() >= 51, "settings are gone");
-    // Seven settings that rotate the stream of two families; two of OS+ and two of PrefixQuant on experts.
-    assert_eq!(refused, 2 * 8 + 2 + 2);
+    // Seven settings rotate the stream; OS+ and PrefixQuant have two each.
+    assert_eq!(refused, 2 * 7 + 2 + 2);
     for (method, but) in [
         ("rotate best-of", &["gemma2", "gemma3"][..]),
         ("rotate cayley", &[]),
@@ -112,7 +112,11 @@ fn every_pair_is_carried_out_twice_alike_or_refused_by_the_plan() {
         ("weights ", &[]),
     ] {
         let expected: BTreeSet<&str> = FAMILIES.into_iter().filter(|name| !but.contains(name)).collect();
-        assert_eq!(better.get(method), Some(&expected), "{method} has an objective, and says it in every family");
+        assert_eq!(
+            better.get(method),
+            Some(&expected),
+            "{method} has an objective, and says it in every family"
+        );
     }
 }
 
@@ -129,15 +133,22 @@ fn at_its_mildest_a_step_changes_no_bit_of_any_family() {
 
 #[test]
 fn what_claims_to_preserve_the_function_does_in_every_family() {
-    let mut tried = 0;
+    let (mut tried, mut changed) = (0, BTreeMap::<String, usize>::new());
     for subject in families() {
         for (case, keys) in settings() {
-            if !is_refused(subject.name, &case.read(keys)) {
-                tried += usize::from(preserves_the_function_if_it_claims_so(&subject, case, keys));
+            if is_refused(subject.name, &case.read(keys)) {
+                continue;
             }
+            let Some(is_changed) = preserves_the_function_if_it_claims_so(&subject, case, keys) else {
+                continue;
+            };
+            *changed.entry(case.alone(keys)).or_default() += usize::from(is_changed);
+            tried += 1;
         }
     }
-    assert_eq!(tried, 10 * 15 - 2 * 8 - 2, "fifteen settings on ten families but for what is refused");
+    assert_eq!(tried, 10 * 15 - 2 * 7 - 2, "fifteen settings on ten families but for what is refused");
+    // A search may find that a model is best as it is.
+    assert!(changed.values().all(|families| *families >= 7), "{changed:?}");
 }
 
 /// Recipes on whose every model plan and acting must agree, and the models that refuse them.
@@ -165,10 +176,7 @@ const REFUSALS: &[(&str, &[&str])] = &[
         r#"{ step = "weights", bits = 4, solver = "gptq", asymmetric-calibration = 0.25, sites = ["o_in"] }"#,
         &[],
     ),
-    (
-        r#"{ step = "activations", bits = 8, granularity = "group(16)", sites = ["o_in"] }"#,
-        &["smollm2"],
-    ),
+    (r#"{ step = "activations", bits = 8, granularity = "group(16)", sites = ["o_in"] }"#, &["smollm2"]),
     (r#"{ step = "activations", bits = 8, granularity = "group(16)", ragged = true }"#, &[]),
     (
         r#"{ step = "activations", bits = 8, granularity = "tensor", observer = "max", sites = ["mlp_in"] }"#,
@@ -287,8 +295,12 @@ fn the_table_of_methods_and_families_is_what_a_plan_says() {
     let decoders: BTreeMap<&str, Decoder> = all.into_iter().map(|name| (name, oracle(name))).collect();
     for (row, case) in rows[2..].iter().zip(CASES) {
         for (family, cell) in families.iter().zip(&row[1..]) {
+            // Groups that do not divide a width are no matter of the family.
+            let is_refused = |error: &StepError| !matches!(error, StepError::GroupWidth { .. });
             let can = |name: &&str| {
-                case.settings.iter().all(|keys| planned(&case.with_rest(keys), &decoders[name]).is_ok())
+                let mut planned =
+                    case.settings.iter().map(|keys| planned(&case.with_rest(keys), &decoders[name]));
+                planned.all(|said| said.err().is_none_or(|error| !is_refused(&error)))
             };
             let every = oracles(family).iter().all(can);
             assert_eq!(*cell == "✓", every, "{} on {family}: the table says `{cell}`", row[0]);

@@ -31,11 +31,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::effective_bits::{Outliers, Tally};
+use crate::quantize::fake_quant::Kept;
 use crate::quantize::solve::blockwise::Stream;
 use crate::quantize::solve::layout::{self, Layout};
 use crate::quantize::steps::Stage;
 use crate::quantize::steps::activations::PORTS;
-use crate::quantize::fake_quant::Kept;
 use crate::quantize::{Method, ModelFacts, ModelInFlight, StatisticsNeed, StepError, acts_at, admissible};
 
 /// The step's keys in a recipe.

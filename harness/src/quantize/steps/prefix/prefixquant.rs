@@ -20,8 +20,8 @@
 
 use std::collections::BTreeMap;
 
-use models::architecture::Architecture;
 use models::Port;
+use models::architecture::Architecture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
