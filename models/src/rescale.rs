@@ -306,12 +306,8 @@ impl Architecture {
             return RescaleError::NoSuchSite { site, layers };
         }
         let form = self.mlp.form;
-        let experts = match form {
-            MlpForm::Experts { count, .. } => count,
-            _ => 0,
-        };
         let why = match (form, site.port, site.expert) {
-            (_, _, Some(expert)) if expert >= experts => "the model has no such expert",
+            (_, _, Some(expert)) if expert >= self.experts() => "the model has no such expert",
             (_, Port::MlpIn, Some(_)) => {
                 "router and experts read what one norm gives; rescale the block's mlp_in, which all of them follow"
             }

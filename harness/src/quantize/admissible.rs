@@ -14,7 +14,7 @@ use crate::quantize::{StepError, acts_at};
 /// # Errors
 /// [`StepError::NoSites`].
 pub fn sites_of_model(sites: Option<&[String]>, architecture: &Architecture) -> Result<(), StepError> {
-    let groups = architecture.groups();
+    let groups = architecture.first_groups();
     let is_there = |port: &Port| groups.iter().any(|(site, _)| site.port == *port);
     let there: Vec<Port> = Port::ALL.into_iter().filter(is_there).collect();
     if there.iter().any(|port| acts_at(sites, *port)) {

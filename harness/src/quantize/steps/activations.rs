@@ -175,7 +175,7 @@ impl Method for Activations {
         if keep::may_except(facts.earlier, &[Kept::Activation, Kept::ActivationAndWeights]) {
             return Ok(());
         }
-        let groups = facts.architecture.groups().into_iter();
+        let groups = facts.architecture.first_groups().into_iter();
         let mut groups = groups.filter(|(site, _)| acts_at(self.sites.as_deref(), site.port));
         groups.try_for_each(|(site, shapes)| match keep::left(facts.earlier, site, shapes[0][1]) {
             Some(channels) => check_width(&site.to_string(), self.granularity, self.ragged, channels),

@@ -288,7 +288,7 @@ impl Method for Weights {
         if keep::may_except(facts.earlier, &[Kept::ActivationAndWeights]) {
             return Ok(());
         }
-        let groups = facts.architecture.groups().into_iter();
+        let groups = facts.architecture.first_groups().into_iter();
         groups.filter(|(site, _)| self.rounds(site.port, None)).try_for_each(|(site, shapes)| {
             self.check_group(site, keep::left(facts.earlier, site, shapes[0][1]))
         })

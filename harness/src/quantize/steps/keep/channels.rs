@@ -95,7 +95,7 @@ impl Channels {
     /// Refuses a model that has none of its sites, or too few channels at one.
     fn check_shapes(&self, architecture: &Architecture) -> Result<(), StepError> {
         admissible::sites_of_model(self.sites.as_deref(), architecture)?;
-        for (site, shapes) in architecture.groups() {
+        for (site, shapes) in architecture.first_groups() {
             let channels = shapes[0][1];
             if let Some(kept) = self.apart(site.port, channels).filter(|kept| *kept >= channels) {
                 return Err(StepError::TooLittle(format!(

@@ -222,7 +222,7 @@ impl Awq {
     fn check_shapes(&self, architecture: &Architecture) -> Result<(), StepError> {
         admissible::sites_of_model(Some(&self.sites), architecture)?;
         let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
-        let groups = architecture.groups().into_iter().filter(|(site, _)| named(site));
+        let groups = architecture.first_groups().into_iter().filter(|(site, _)| named(site));
         groups.into_iter().try_for_each(|(site, shapes)| {
             check_width(&site.to_string(), self.granularity, self.ragged, shapes[0][1])
         })

@@ -42,7 +42,7 @@ fn follows(site: Site) -> bool {
 
 /// The sites of a model that `sites` names, from the end of a block to its beginning, without those that follow another one.
 fn sites_of(sites: &[String], architecture: &Architecture) -> Vec<Site> {
-    let groups = architecture.groups();
+    let groups = architecture.first_groups();
     let of_port = |port: Port| groups.iter().map(|(site, _)| *site).filter(move |site| site.port == port);
     ports(sites).into_iter().flat_map(of_port).filter(|site| !follows(*site)).collect()
 }

@@ -192,7 +192,7 @@ impl Osplus {
     fn check_searched(&self, architecture: &Architecture) -> Result<(), StepError> {
         admissible::sites_of_model(Some(&self.sites), architecture)?;
         let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
-        let mut sites = architecture.groups().into_iter().map(|(site, _)| site);
+        let mut sites = architecture.first_groups().into_iter().map(|(site, _)| site);
         match sites.find(|site| site.expert.is_some() && named(site)) {
             Some(site) => {
                 let why = "OS+ searches on whole sequences and an expert sees parts of them; leave its port out of `sites`";
