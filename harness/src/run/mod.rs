@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use crate::calibrate::overlap;
 use crate::calibrate::set::CalibrationSet;
-use crate::data::window::window_start;
-use crate::quantize::ModelFacts;
 use crate::quantize::integer::Arithmetic;
 use crate::run::calibrations::Calibrations;
 use crate::run::calibrator::Collected;
@@ -35,6 +33,7 @@ mod layers;
 mod lockstep;
 mod made;
 mod originals;
+mod refusal;
 pub mod residence;
 mod source;
 mod speed;
@@ -359,25 +358,7 @@ impl Sweep<'_> {
     fn check_steps(&self) -> Result<(), RunError> {
         for cell in &self.plan.cells {
             let Some(Ok(source)) = self.sources.get(&cell.model.label) else { continue };
-            let tokenizer = source.checkpoint.tokenizer();
-            let architecture = source.checkpoint.architecture();
-            let token = |text: &str| calibrator::one_token(&source.checkpoint, text);
-            let facts = ModelFacts {
-                vocabulary: architecture.vocabulary,
-                context: architecture.context,
-                longest: cell.longest_behind_prefix(),
-                has_experts: architecture.has_experts(),
-                start: window_start(tokenizer.bos(), tokenizer.eos()),
-                token: &token,
-            };
-            for (place, step) in cell.recipe.steps.iter().enumerate() {
-                step.method().check_model(&facts).map_err(|e| RunError::Step {
-                    recipe: cell.recipe.name.clone(),
-                    step: format!("{place}.{}", step.name()),
-                    model: cell.model.label.clone(),
-                    source: Box::new(e),
-                })?;
-            }
+            refusal::check_steps(cell, &source.checkpoint)?;
         }
         Ok(())
     }
