@@ -61,6 +61,34 @@ fn faults_of_the_experiment_are_pointed_at() {
     }
 }
 
+#[test]
+fn a_step_that_a_model_cannot_have_is_refused_before_any_work() {
+    let rotate = r#"{ step = "rotate", method = "hadamard" }, { step = "weights", bits = 4 }"#;
+    let odd = r#"{ step = "prefix", method = "tokens", tokens = [3] }, { step = "weights", bits = 4, granularity = "group(7)" }"#;
+    for (family, steps, says) in [
+        (
+            "gemma2",
+            rotate,
+            ["recipe `r`, step 0.rotate, on tiny", "the residual stream", "rotate the other sites"],
+        ),
+        (
+            "llama2",
+            odd,
+            ["recipe `r`, step 1.weights, on tiny", "groups of 7 do not divide", "a divisor of 32"],
+        ),
+    ] {
+        let place = place();
+        place.checkpoint_of(family, "tiny");
+        place.write("experiment.toml", experiment(&[("r", steps), W8], &[perplexity(16, Some(4))]));
+        let planned = place.run(&["plan", "experiment.toml"]).exits_with(2).says(&says);
+        assert!(planned.stdout.contains("w8"), "the plan is shown all the same: {}", planned.stdout);
+        place.sweep(&[]).exits_with(2).says(&says);
+        assert!(!place.path(STORE).join("cells").exists(), "{family}: something was measured");
+        // Without the recipe it works.
+        place.sweep(&["-r", "w8"]).exits_with(0);
+    }
+}
+
 /// Sweeps a damaged checkpoint beside a sound one; the damaged one fails at `load` and says this.
 #[track_caller]
 fn damaged(damage: impl Fn(&Place), says: &[&str]) {

@@ -379,6 +379,35 @@ fn summaries_are_compared_by_key_and_reading() {
     assert!(error.to_string().contains("no column `recipe`"), "{error}");
 }
 
+#[test]
+fn differences_near_zero_are_held_absolutely_and_noise_as_what_is_quantized() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, values: [f64; 3]| {
+        let header = "model,recipe,calibration,seed,reading,metric,protocol,value,stderr,n,status\n";
+        let [quantized, floor, perplexity] = values;
+        let rows = [
+            format!("m,r,,,quantized,log-perplexity-difference,gptq/t,{quantized},,8,measured\n"),
+            format!("m,original,,,original,kl-divergence,gptq/t/noise-floor,{floor},,8,measured\n"),
+            format!("m,original,,,original,perplexity,gptq/t,{perplexity},,8,measured\n"),
+        ];
+        let path = folder.path().join(name);
+        fs::write(&path, header.to_owned() + &rows.concat()).unwrap();
+        path
+    };
+    let tolerances = Tolerances { original: 1e-4, quantized: 2e-2 };
+    let first = write("a.csv", [1e-4, 1e-8, 30.0]);
+    let compare = |values: [f64; 3]| {
+        let second = write("b.csv", values);
+        let found = report::compare_summaries(&first, &second, tolerances).unwrap();
+        found.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(compare([-1e-4, 1.01e-8, 30.0]), <[&str; 0]>::default());
+    let far = compare([0.03, 1.05e-8, 30.1]);
+    assert_eq!(far.len(), 3);
+    assert!(far.iter().any(|text| text.contains("differ by 0.029900, allowed is 0.020000")), "{far:?}");
+    assert!(far.iter().any(|text| text.contains("allowed are 2.0000 %")), "{far:?}");
+}
+
 /// Contents with as many models and recipes, values from `low` to `high`, one cell failed.
 fn grid(models: usize, recipes: usize, low: f64, high: f64, failed: bool) -> Contents {
     const NAMES: [&str; 4] = [

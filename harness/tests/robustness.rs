@@ -12,6 +12,7 @@ use harness::data::corpus::DataOptions;
 use harness::device::{self, Choice};
 use harness::experiment::Experiment;
 use harness::plan::Plan;
+use harness::quantize::integer::Arithmetic;
 use harness::record::store::Store;
 use harness::report::calibrated::studies;
 use harness::report::figures;
@@ -98,6 +99,7 @@ fn what_reads_no_calibration_set_is_the_same_under_each_of_them() {
         data: DataOptions::new(None, file.parent().unwrap().to_path_buf(), true),
         results: place.path("store"),
         retry_failed: false,
+        arithmetic: Arithmetic::default(),
         execution: Default::default(),
     };
     let summary = run::sweep(&experiment, &plan, &options, &Interrupt::default(), &mut Silent).unwrap();

@@ -14,8 +14,11 @@ const W8: (&str, &str) = ("w8", r#"{ step = "weights", bits = 8 }"#);
 const W3: (&str, &str) = ("w3", r#"{ step = "weights", bits = 3, granularity = "channel" }"#);
 const W4A4: (&str, &str) =
     ("w4a4", r#"{ step = "weights", bits = 4 }, { step = "activations", bits = 4, granularity = "token" }"#);
-/// The checkpoint's 32 channels make no groups of 7.
-const ODD: (&str, &str) = ("odd", r#"{ step = "weights", bits = 4, granularity = "group(7)" }"#);
+/// Prefix and prompt together fill the context of 128 tokens, which no step knows by itself before it acts.
+const FULL: (&str, &str) = (
+    "full",
+    r#"{ step = "prefix", method = "tokens", tokens = [3, 5] }, { step = "kv", bits = 4, prompt = 126 }"#,
+);
 
 /// The cells of `small`: two recipes and the original.
 const CELLS: usize = 3;
@@ -139,14 +142,14 @@ fn a_dry_run_computes_nothing() {
 #[test]
 fn a_failing_cell_is_recorded_and_the_others_are_measured() {
     let place = small();
-    place.write("experiment.toml", experiment(&[ODD, W3], &[perplexity(16, Some(4))]));
+    place.write("experiment.toml", experiment(&[FULL, W3], &[perplexity(16, Some(4))]));
     let first = place.sweep(&[]).exits_with(1).says(&[
-        "FAILED tiny · odd at quantize: step 0.weights: ",
-        "groups of 7 do not divide",
-        "choose a divisor of 32, such as 4",
+        "FAILED tiny · full at quantize: step 1.kv: ",
+        "a prompt of 126 tokens in full precision fills the context of 128",
+        "`prompt` must be below 128, less the tokens of a prefix",
         "cure: change the recipe in the experiment file",
     ]);
-    assert_eq!(first.counts(), [2, 0, 1, 0]);
+    assert_eq!(first.counts(), [3, 0, 1, 0], "the original, alone and behind the prefix, and w3");
     assert!(first.stdout.contains("failed"), "the table does not say so:\n{}", first.stdout);
     let [failure] = &place.failures(STORE)[..] else { panic!("one failure") };
     assert_eq!((&failure["stage"], &failure["metric"]), (&"quantize".into(), &Value::Null));
@@ -155,11 +158,11 @@ fn a_failing_cell_is_recorded_and_the_others_are_measured() {
     let files = place.files(STORE);
     let again =
         place.sweep(&[]).exits_with(1).says(&["failed in an earlier run, --retry-failed tries again"]);
-    assert_eq!(again.counts(), [0, 2, 1, 0]);
+    assert_eq!(again.counts(), [0, 3, 1, 0]);
     assert_eq!(place.files(STORE), files);
 
     let retried = place.sweep(&["--retry-failed"]).exits_with(1);
-    assert_eq!(retried.counts(), [0, 2, 1, 0]);
+    assert_eq!(retried.counts(), [0, 3, 1, 0]);
     assert!(!retried.stderr.contains("earlier run"), "{}", retried.stderr);
     let [later] = &place.failures(STORE)[..] else { panic!("one failure") };
     assert_eq!(later["message"], failure["message"]);

@@ -464,6 +464,16 @@ impl Rope {
     }
 }
 
+impl Activation {
+    /// Whether act(x·s) = act(x)·s for every s above zero, so that a scale goes through.
+    pub fn is_homogeneous(self) -> bool {
+        match self {
+            Activation::Relu => true,
+            Activation::Silu | Activation::GeluTanh => false,
+        }
+    }
+}
+
 impl Norm {
     /// Whether it has a bias, which a shift of its output can enter.
     pub fn has_bias(self) -> bool {

@@ -9,9 +9,9 @@ use crate::cache::KeyValues;
 use crate::kernel;
 use crate::norm::Normalisation;
 use crate::packed::Packed;
-use crate::simd;
 use crate::site::{Port, Site, Tap};
-use rayon::prelude::*;
+
+mod host;
 
 /// Cosines and sines of every position, made once and extended when a longer sequence comes.
 #[derive(Clone, Debug)]
@@ -189,12 +189,12 @@ pub fn forward(
 /// Causal attention of queries that are the last of the tokens whose keys and values are given.
 ///
 /// # Shapes
-/// As [`attend_on_host`].
+/// As [`host::attend`].
 fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, shape: &Attention, window: Option<usize>) -> Tensor<3> {
     let [sequences, _, tokens, _] = q.dims();
     let behind = k.dims()[2] - tokens;
     if kernel::on_host(&q.device()) {
-        return attend_on_host(q, k, v, shape, window);
+        return host::attend(q, k, v, shape, window);
     }
     let queries_per_key = shape.heads / shape.kv_heads;
     // Whose corner `is_causal` aligns where keys outnumber queries is not promised by every back end.
@@ -221,63 +221,6 @@ fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, shape: &Attention, window: O
     };
     let y = attention(q, repeat(k, queries_per_key), repeat(v, queries_per_key), mask, None, options);
     y.swap_dims(1, 2).reshape([sequences, tokens, shape.heads * shape.head_dim])
-}
-
-/// Queries that meet the keys together: scores stay in the cache, and keys behind the block are never multiplied.
-const QUERY_BLOCK: usize = 128;
-
-/// Causal attention in blocks of queries, the softmax in one pass over host memory; keys before all windows of a block
-/// are never multiplied either.
-///
-/// # Shapes
-/// `q` is `[sequences, heads, tokens, head_dim]`, `k` and `v` `[sequences, kv_heads, past + tokens, head_dim]`, where the
-/// queries are the last tokens; the result is `[sequences, tokens, heads · head_dim]`.
-fn attend_on_host(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    shape: &Attention,
-    window: Option<usize>,
-) -> Tensor<3> {
-    let [sequences, heads, tokens, head_dim] = q.dims();
-    let kv_heads = k.dims()[1];
-    let past = k.dims()[2] - tokens;
-    let shared = heads / kv_heads;
-    let scale = shape.scale.factor(head_dim) as f32;
-    // The first key that the query at a position sees.
-    let first = |position: usize| window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let q = q.reshape([sequences, kv_heads, shared, tokens, head_dim]);
-    let mut blocks = Vec::with_capacity(tokens.div_ceil(QUERY_BLOCK));
-    for start in (0..tokens).step_by(QUERY_BLOCK) {
-        let rows = QUERY_BLOCK.min(tokens - start);
-        let from = first(past + start);
-        let width = past + start + rows - from;
-        // The query heads that read one key head stand below each other: one product for all of them.
-        let queries =
-            q.clone().narrow(3, start, rows).reshape([sequences, kv_heads, shared * rows, head_dim]);
-        let keys = k.clone().narrow(2, from, width).swap_dims(2, 3);
-        let scores = kernel::change_in_place(queries.matmul(keys), |values| {
-            values.par_chunks_mut(rows * width).for_each(|head| {
-                for (row, scores) in head.chunks_exact_mut(width).enumerate() {
-                    let position = past + start + row;
-                    let (before, scores) = scores.split_at_mut(first(position) - from);
-                    let (seen, hidden) = scores.split_at_mut(position + 1 - first(position));
-                    before.fill(0.0);
-                    hidden.fill(0.0);
-                    match shape.cap {
-                        Cap::Absent => simd::softmax(seen, scale),
-                        Cap::Tanh(cap) => {
-                            simd::soft_cap(seen, scale, cap as f32);
-                            simd::softmax(seen, 1.0);
-                        }
-                    }
-                }
-            });
-        });
-        let attended = scores.matmul(v.clone().narrow(2, from, width));
-        blocks.push(attended.reshape([sequences, heads, rows, head_dim]).swap_dims(1, 2));
-    }
-    Tensor::cat(blocks, 1).reshape([sequences, tokens, heads * head_dim])
 }
 
 /// `[sequences, tokens, heads · head_dim]` to `[sequences, heads, tokens, head_dim]`.

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::{kernel, product};
+
 /// y = x·Wᵀ + b
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -17,6 +19,9 @@ impl Linear {
     /// # Shapes
     /// `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if kernel::on_host(&x.device()) && kernel::on_host(&self.weight.device()) {
+            return product::times_transposed(x, &self.weight, self.bias.as_ref());
+        }
         let y = x.matmul(self.weight.clone().transpose());
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),

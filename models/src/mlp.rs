@@ -168,7 +168,7 @@ impl Mlp {
     pub(crate) fn homogeneous_up(&self, expert: Option<usize>) -> Option<&Linear> {
         match (self, expert) {
             (Mlp::Gated { gate_up, .. }, None) => Some(&gate_up.linears[1]),
-            (Mlp::Plain { up, activation: Activation::Relu, .. }, None) => Some(&up.linears[0]),
+            (Mlp::Plain { up, activation, .. }, None) if activation.is_homogeneous() => Some(&up.linears[0]),
             (Mlp::Experts { experts, .. }, Some(e)) => {
                 experts.get(e).map(|expert| &expert.gate_up.linears[1])
             }
@@ -180,7 +180,9 @@ impl Mlp {
     pub(crate) fn homogeneous_up_mut(&mut self, expert: Option<usize>) -> Option<&mut Linear> {
         match (self, expert) {
             (Mlp::Gated { gate_up, .. }, None) => Some(&mut gate_up.linears[1]),
-            (Mlp::Plain { up, activation: Activation::Relu, .. }, None) => Some(&mut up.linears[0]),
+            (Mlp::Plain { up, activation, .. }, None) if activation.is_homogeneous() => {
+                Some(&mut up.linears[0])
+            }
             (Mlp::Experts { experts, .. }, Some(e)) => {
                 experts.get_mut(e).map(|expert| &mut expert.gate_up.linears[1])
             }

@@ -20,6 +20,7 @@
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
+use crate::architecture::{Architecture, MlpForm};
 use crate::decoder::{Block, Decoder};
 use crate::linear::{Group, Linear};
 use crate::mlp::Mlp;
@@ -105,27 +106,16 @@ impl Decoder {
     /// norm, of `up`, of `v`, of the rotation in the forward pass. Channels that come from one must share a scale in
     /// [`Decoder::rescale`]. `None` where nothing can be rescaled.
     pub fn sharing(&self, site: Site) -> Option<Vec<usize>> {
-        let a = &self.architecture;
         if self.online.at(site).is_some() && site.port.has_linears() {
             let groups = self.groups();
             let group = groups.into_iter().find(|(at, _)| *at == site)?.1;
             return Some((0..group.linears[0].weight.dims()[1]).collect());
         }
-        let all = |channels: usize| Some((0..channels).collect());
-        let Some(layer) = site.layer else {
-            return if site == Site::HEAD { all(a.hidden) } else { None };
-        };
-        let block = self.blocks.get(layer)?;
-        match (site.port, site.expert) {
-            (Port::AttnIn, None) => all(a.hidden),
-            (Port::MlpIn, None) => block.mlp.norm().and_then(|_| all(a.hidden)),
-            (Port::DownIn, expert) => block.producer(expert).and_then(|_| all(a.mlp.intermediate)),
-            (Port::OIn, None) => {
-                let (d, shared) = (a.attention.head_dim, a.attention.heads / a.attention.kv_heads);
-                Some((0..a.attention.heads * d).map(|c| c / d / shared * d + c % d).collect())
-            }
-            _ => None,
+        if let Some(layer) = site.layer {
+            // A part has some of the blocks.
+            self.blocks.get(layer)?;
         }
+        self.architecture.sharing(site)
     }
 
     /// The linear whose rows [`Decoder::rescale`] divides: the site that its group reads, and its place in the group. `None`
@@ -173,7 +163,7 @@ impl Decoder {
     /// # Errors
     /// [`RescaleError`], before anything is changed.
     pub fn rescale(&mut self, site: Site, scales: &[f64]) -> Result<(), RescaleError> {
-        let producers = self.sharing(site).ok_or_else(|| self.refusal(site))?;
+        let producers = self.sharing(site).ok_or_else(|| self.architecture.refusal(site))?;
         let producer_scales = checked(site, scales, &producers)?;
         let multiplied = |group: &Group| -> Result<Group, RescaleError> {
             let linears = group.linears.iter();
@@ -265,35 +255,67 @@ impl Decoder {
             _ => None,
         }
     }
+}
 
-    /// Why a site has no [`Decoder::sharing`].
+impl Architecture {
+    /// As [`Decoder::sharing`], of a decoder in which nothing is rotated in the forward pass.
+    pub fn sharing(&self, site: Site) -> Option<Vec<usize>> {
+        let all = |channels: usize| Some((0..channels).collect());
+        let Some(layer) = site.layer else {
+            return if site == Site::HEAD { all(self.hidden) } else { None };
+        };
+        let (a, form) = (&self.attention, self.mlp.form);
+        match (site.port, site.expert) {
+            _ if layer >= self.layers => None,
+            (Port::AttnIn, None) => all(self.hidden),
+            (Port::MlpIn, None) if matches!(form, MlpForm::Parallel(_)) => None,
+            (Port::MlpIn, None) => all(self.hidden),
+            (Port::DownIn, expert) => {
+                let is_divisible = match (form, expert) {
+                    (MlpForm::Gated(_) | MlpForm::Parallel(_), None) => true,
+                    (MlpForm::Plain(activation), None) => activation.is_homogeneous(),
+                    (MlpForm::Experts { count, .. }, Some(expert)) => expert < count,
+                    _ => false,
+                };
+                if is_divisible { all(self.mlp.intermediate) } else { None }
+            }
+            (Port::OIn, None) => {
+                let (d, shared) = (a.head_dim, a.heads / a.kv_heads);
+                Some((0..a.heads * d).map(|c| c / d / shared * d + c % d).collect())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether [`Decoder::rescale`] can rescale a site, whatever the weights, where nothing is rotated in the forward pass.
+    ///
+    /// # Errors
+    /// [`RescaleError::Refused`], or why the site is none.
+    pub fn check_rescale(&self, site: Site) -> Result<(), RescaleError> {
+        self.sharing(site).map(|_| ()).ok_or_else(|| self.refusal(site))
+    }
+
+    /// Why a site has no [`Architecture::sharing`].
     fn refusal(&self, site: Site) -> RescaleError {
-        let layers = self.architecture.layers;
+        let layers = self.layers;
         let exists = match site.layer {
             Some(layer) => layer < layers && site.port != Port::HeadIn,
             None => site.port == Port::HeadIn,
         };
-        let Some(block) = site.layer.filter(|_| exists).map(|layer| &self.blocks[layer]) else {
-            return if exists {
-                RescaleError::NotFoldable { site }
-            } else {
-                RescaleError::NoSuchSite { site, layers }
-            };
-        };
-        let experts = match &block.mlp {
-            Mlp::Experts { experts, .. } => experts.len(),
-            _ => 0,
-        };
-        let why = match (&block.mlp, site.port, site.expert) {
-            (_, _, Some(expert)) if expert >= experts => "the model has no such expert",
+        if !exists {
+            return RescaleError::NoSuchSite { site, layers };
+        }
+        let form = self.mlp.form;
+        let why = match (form, site.port, site.expert) {
+            (_, _, Some(expert)) if expert >= self.experts() => "the model has no such expert",
             (_, Port::MlpIn, Some(_)) => {
                 "router and experts read what one norm gives; rescale the block's mlp_in, which all of them follow"
             }
-            (Mlp::Parallel { .. }, Port::MlpIn, None) => {
+            (MlpForm::Parallel(_), Port::MlpIn, None) => {
                 "in a parallel block gate and up read attn_in beside q, k and v; rescale attn_in"
             }
-            (Mlp::Experts { .. }, Port::DownIn, None) => "every expert has its own; name one",
-            (Mlp::Plain { .. }, Port::DownIn, None) => {
+            (MlpForm::Experts { .. }, Port::DownIn, None) => "every expert has its own; name one",
+            (MlpForm::Plain(_), Port::DownIn, None) => {
                 "the activation before it is not homogeneous: act(u/s) is not act(u)/s"
             }
             _ => return RescaleError::NotFoldable { site },

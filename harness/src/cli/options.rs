@@ -8,6 +8,7 @@ use clap::Args;
 use crate::data;
 use crate::device::Choice;
 use crate::plan::{Globs, Selection};
+use crate::quantize::integer::Arithmetic;
 use crate::run::residence::{self, Ask};
 
 /// The flags that every verb takes; a verb that has no use for one ignores it.
@@ -102,6 +103,13 @@ pub struct Options {
     /// Try again what failed before; without it, a cell that has failed is left alone.
     #[arg(long, help_heading = "Running")]
     pub retry_failed: bool,
+
+    /// How quantized linear layers are executed: integer or fake.
+    ///
+    /// integer multiplies whole codes where the device and the recipe's grids allow it, and rounds in floating point
+    /// elsewhere; records say which. fake always multiplies rounded floating-point values: use it to check the other.
+    #[arg(long, value_name = "HOW", default_value = "integer", help_heading = "Running")]
+    pub arithmetic: Arithmetic,
 }
 
 impl Options {

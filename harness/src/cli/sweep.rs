@@ -54,6 +54,7 @@ pub fn run(args: &SweepArgs) -> Result<Outcome, CliError> {
         data: DataOptions::new(options.data_dir(), base, options.offline),
         results: results.clone(),
         retry_failed: options.retry_failed,
+        arithmetic: options.arithmetic,
         execution: options.execution(),
     };
     // A panic of the framework becomes a recorded failure; its own message would only tear the progress bar.

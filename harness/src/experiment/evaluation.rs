@@ -10,6 +10,7 @@ use crate::data::{BosPolicy, CorpusRef, corpus};
 use crate::evaluate::against;
 use crate::evaluate::items::Form;
 use crate::evaluate::metrics::perplexity::{self, Perplexity};
+use crate::evaluate::metrics::speed::{self, SpeedOf};
 use crate::evaluate::requests::shots;
 use crate::evaluate::tasks::{self, Protocol, Task};
 use crate::evaluate::{questions, scoring};
@@ -18,7 +19,7 @@ use crate::layerwise::{self, LayerError, Mode, Separate};
 use crate::names;
 
 /// The names of all metrics, in alphabetical order.
-pub const METRICS: &[&str] = &["layer-error", "perplexity"];
+pub const METRICS: &[&str] = &["layer-error", "perplexity", "speed"];
 
 /// An `[[evaluate]]` block.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +28,8 @@ pub enum Evaluation {
     LayerError(LayerError),
     /// `metric = "perplexity"`
     Perplexity(Perplexity),
+    /// `metric = "speed"`
+    Speed(SpeedOf),
     /// `task = "…"`
     Task(TaskEvaluation),
 }
@@ -90,6 +93,7 @@ impl Evaluation {
                 }
                 planned
             }
+            Evaluation::Speed(speed) => vec![Planned { metric: speed.id(), version: speed::VERSION }],
             Evaluation::Task(task) => questions::metrics(task.task())
                 .into_iter()
                 .map(|metric| Planned { metric: task.metric_id(metric), version: questions::VERSION })
@@ -112,6 +116,7 @@ impl Evaluation {
         match self {
             Evaluation::LayerError(_) => "layer-error",
             Evaluation::Perplexity(_) => "perplexity",
+            Evaluation::Speed(_) => "speed",
             Evaluation::Task(task) => task.name,
         }
     }
@@ -125,6 +130,7 @@ impl Evaluation {
                     && perplexity.bos == BosPolicy::Every;
                 perplexity.length + usize::from(bos)
             }
+            Evaluation::Speed(speed) => speed.prefill + speed.decode,
             Evaluation::Task(task) => task.protocol.length.unwrap_or(LONGEST_ITEM),
         }
     }
@@ -146,6 +152,8 @@ impl Evaluation {
                     }
                 }
             }
+            // It has no BOS, whose place a prefix could take.
+            Evaluation::Speed(speed) => speed.prefill + speed.decode,
             Evaluation::Task(_) => 2,
         }
     }
@@ -169,7 +177,7 @@ impl Evaluation {
         match self {
             Evaluation::LayerError(block) => Some(&block.corpus),
             Evaluation::Perplexity(perplexity) => Some(&perplexity.corpus),
-            Evaluation::Task(_) => None,
+            Evaluation::Speed(_) | Evaluation::Task(_) => None,
         }
     }
 
@@ -183,6 +191,9 @@ impl Evaluation {
                     format!("{} tokens", limit * perplexity.length)
                 }
             }),
+            Evaluation::Speed(speed) => {
+                Some(format!("{} tokens", (speed.rounds + 1) * (speed.prefill + speed.decode)))
+            }
             Evaluation::Task(task) => Some(match task.protocol.limit {
                 Some(limit) if task.task().groups().is_empty() => format!("{limit} items"),
                 Some(limit) => format!("{limit} items of each part"),
@@ -202,6 +213,10 @@ impl Evaluation {
                 let limit = Some(perplexity.limit.map_or(limit, |own| own.min(limit)));
                 Evaluation::Perplexity(Perplexity { limit, ..perplexity })
             }
+            Evaluation::Speed(speed) => {
+                let rounds = speed.rounds.min(limit);
+                Evaluation::Speed(SpeedOf { rounds, ..speed })
+            }
             Evaluation::Task(task) => {
                 let limit = Some(task.protocol.limit.map_or(limit, |own| own.min(limit)));
                 Evaluation::Task(TaskEvaluation { protocol: Protocol { limit, ..task.protocol }, ..task })
@@ -215,6 +230,7 @@ pub fn metric_page(name: &str) -> Option<String> {
     match name {
         "layer-error" => Some(crate::quantize::page(include_str!("../layerwise/mod.rs"))),
         "perplexity" => Some(crate::quantize::page(include_str!("../evaluate/metrics/perplexity.rs"))),
+        "speed" => Some(crate::quantize::page(include_str!("../evaluate/metrics/speed.rs"))),
         _ => None,
     }
 }
@@ -233,6 +249,7 @@ pub(super) fn read(mut block: Block<'_>) -> Result<Evaluation, Box<Fault>> {
     match metric.as_str() {
         "layer-error" => read_layer_error(&block).map(Evaluation::LayerError),
         "perplexity" => read_perplexity(&block).map(Evaluation::Perplexity),
+        "speed" => read_speed(&block).map(Evaluation::Speed),
         _ => Err(unknown_metric(&block, &metric, place)),
     }
 }
@@ -313,6 +330,16 @@ fn read_perplexity(block: &Block<'_>) -> Result<Perplexity, Box<Fault>> {
     }
     let corpus = known_corpus(block, corpus, &[])?;
     Ok(Perplexity { protocol, corpus, length, bos, limit, mode, against_original })
+}
+
+fn read_speed(block: &Block<'_>) -> Result<SpeedOf, Box<Fault>> {
+    let wire::Speed { prefill, decode, rounds } = block.read()?;
+    for (key, value) in [("prefill", prefill), ("decode", decode), ("rounds", rounds)] {
+        if value < 1 {
+            return Err(block.fault_of_key(format!("`{key}` must be at least 1, not {value}")));
+        }
+    }
+    Ok(SpeedOf { prefill, decode, rounds })
 }
 
 fn read_layer_error(block: &Block<'_>) -> Result<LayerError, Box<Fault>> {

@@ -137,6 +137,18 @@ pub(super) struct Separate {
     pub length: usize,
 }
 
+/// `[[evaluate]]` with `metric = "speed"`, without the key `metric`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Speed {
+    #[serde(default = "prefill")]
+    pub prefill: usize,
+    #[serde(default = "decode")]
+    pub decode: usize,
+    #[serde(default = "rounds")]
+    pub rounds: usize,
+}
+
 /// `[[evaluate]]` with a `task`, without the key `task`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -187,6 +199,16 @@ fn half() -> f64 {
 }
 fn sixteen() -> usize {
     16
+}
+
+fn prefill() -> usize {
+    512
+}
+fn decode() -> usize {
+    32
+}
+fn rounds() -> usize {
+    5
 }
 
 /// The published samplers do not look whether a text is long enough for all samples.
@@ -270,6 +292,7 @@ pub(super) fn keys() -> Vec<(String, Vec<&'static str>)> {
         ("`[[evaluate]]`, metric `perplexity`".to_string(), [&["metric"], &of::<Perplexity>()[..]].concat()),
         ("`[[evaluate]]`, metric `layer-error`".to_string(), [&["metric"], &of::<LayerError>()[..]].concat()),
         ("`calibration` of `layer-error`".to_string(), of::<Separate>()),
+        ("`[[evaluate]]`, metric `speed`".to_string(), [&["metric"], &of::<Speed>()[..]].concat()),
         ("`[[evaluate]]`, a task".to_string(), [&["task"], &of::<Task>()[..]].concat()),
         ("`[[expect]]`".to_string(), of::<Expect>()),
     ];

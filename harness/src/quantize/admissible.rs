@@ -3,10 +3,26 @@
 //! A complaint begins with the key it is about, in backticks, so that whoever holds the file can point at it.
 
 use models::Port;
+use models::architecture::Architecture;
 
 use crate::names;
-use crate::quantize::acts_at;
 use crate::quantize::grid::{CONVENTIONS, Convention, FLOATS, Granularity, Grid};
+use crate::quantize::{StepError, acts_at};
+
+/// Sites of which linears of the model read at least one: the default sites are some of every model.
+///
+/// # Errors
+/// [`StepError::NoSites`].
+pub fn sites_of_model(sites: Option<&[String]>, architecture: &Architecture) -> Result<(), StepError> {
+    let groups = architecture.first_groups();
+    let is_there = |port: &Port| groups.iter().any(|(site, _)| site.port == *port);
+    let there: Vec<Port> = Port::ALL.into_iter().filter(is_there).collect();
+    if there.iter().any(|port| acts_at(sites, *port)) {
+        return Ok(());
+    }
+    let there: Vec<&str> = there.into_iter().map(Port::as_str).collect();
+    Err(StepError::NoSites { sites: sites.unwrap_or_default().join(", "), there: there.join(", ") })
+}
 
 /// 2 to 8, or 16 for no rounding.
 pub fn bits(bits: u8) -> Result<(), String> {

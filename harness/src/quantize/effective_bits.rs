@@ -124,11 +124,13 @@ pub struct WeightTally {
     pub input: usize,
     /// Bits of all that is stored of it.
     pub bits: f64,
+    /// Its grid, and how many weights share a scale; `None` where it is not rounded.
+    pub shared: Option<(Grid, usize)>,
 }
 
 impl WeightTally {
     fn new(out: usize, input: usize) -> Self {
-        Self { out, input, bits: FULL * (out * input) as f64 }
+        Self { out, input, bits: FULL * (out * input) as f64, shared: None }
     }
 
     /// Number of weights.
@@ -149,6 +151,12 @@ impl WeightTally {
             Granularity::Channel | Granularity::Token => self.out,
             Granularity::Group(n) => self.out * rest.div_ceil(n),
         };
+        let sharing = match granularity {
+            Granularity::Tensor => self.count(),
+            Granularity::Channel | Granularity::Token => self.input,
+            Granularity::Group(n) => n,
+        };
+        self.shared = Some((grid, sharing));
         self.bits = shared(grid, self.out * rest, scales) + outliers.bits(self.out);
     }
 }
@@ -254,8 +262,18 @@ pub fn of_shapes(
     tap: &FakeQuant,
     prefix: usize,
 ) -> EffectiveBits {
+    let mut tally = tally_of_shapes(steps, architecture, shapes, tap);
+    tally.exact_tokens += prefix;
+    tally.means()
+}
+
+/// What is stored of a decoder on which a recipe has been carried out, group by group.
+pub fn tally(steps: &[Step], decoder: &Decoder, tap: &FakeQuant) -> Tally {
+    tally_of_shapes(steps, &decoder.architecture, shapes_in(decoder), tap)
+}
+
+fn tally_of_shapes(steps: &[Step], architecture: &Architecture, shapes: Shapes, tap: &FakeQuant) -> Tally {
     let mut tally = Tally::new(architecture, shapes);
-    tally.exact_tokens = prefix;
     for group in &mut tally.groups {
         group.kept = tap.kept.get(&group.site).copied();
         let layout = tap.layouts.get(&group.site);
@@ -267,7 +285,7 @@ pub fn of_shapes(
         let branches = tap.low_rank.get(&group.site).into_iter().flatten();
         group.branches = FULL * branches.map(LowRank::parameters).sum::<usize>() as f64;
     }
-    tally.means()
+    tally
 }
 
 /// The effective bits of a recipe as far as it says them itself: nothing exempted, no prefix, every branch there.

@@ -7,6 +7,7 @@
 //! | [`cache_rounding`] | rounding keys and values as they enter the cache |
 //! | [`effective_bits`] | what a recipe stores and moves per value, scales and exemptions included |
 //! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
+//! | [`integer`] | the tap that multiplies codes as integers, where grids are whole numbers |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`parts`] | a recipe carried out on a model whole, or part by part |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |
@@ -21,6 +22,7 @@ use std::any::Any;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use models::architecture::Architecture;
 use models::{Decoder, Group, Port, RescaleError, RotateError, Site};
 use serde_json::{Map, Value};
 
@@ -38,6 +40,7 @@ pub mod effective_bits;
 pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
+pub mod integer;
 pub mod likelihood;
 pub mod low_rank;
 pub mod parts;
@@ -160,14 +163,12 @@ pub enum StatisticsNeed {
 
 /// What is known of a model before its weights are read.
 pub struct ModelFacts<'a> {
-    /// Rows of the embedding table.
-    pub vocabulary: usize,
-    /// Longest sequence, in tokens.
-    pub context: usize,
+    /// What it is.
+    pub architecture: &'a Architecture,
+    /// The steps before the one that is asked.
+    pub earlier: &'a [Step],
     /// Longest sequence that will be fed behind a prefix, which takes the place of BOS, in tokens.
     pub longest: usize,
-    /// Whether its feed-forward parts are experts.
-    pub has_experts: bool,
     /// The token that begins a sequence.
     pub start: Option<u32>,
     /// The id of a text that is exactly one token.
@@ -219,7 +220,14 @@ pub trait Method {
         Some("it has not been taught to act on one block after the other")
     }
 
-    /// Refuses a model that the step cannot act on, as far as that is known before its weights are read.
+    /// What of a group it may leave in floating point, if its calibration set says so: no step behind it can know before
+    /// whether it will act there.
+    fn exempts(&self) -> Option<Kept> {
+        (self.stage() == Stage::Keep).then_some(Kept::ActivationAndWeights)
+    }
+
+    /// Refuses a model that the step cannot act on, as far as that is known before its weights are read: with the error that
+    /// acting would end in, so that both ask the same function.
     ///
     /// # Errors
     /// Why not.
@@ -285,7 +293,7 @@ pub enum StepError {
         "{place}: groups of {group} do not divide its {width} input channels; choose a divisor of {width}, such as {example}"
     )]
     GroupWidth {
-        /// Linear or site.
+        /// The site, or the embedding table.
         place: String,
         /// Channels per group.
         group: usize,
@@ -293,6 +301,16 @@ pub enum StepError {
         width: usize,
         /// The largest divisor not above `group`.
         example: usize,
+    },
+    /// A step that would act on nothing.
+    #[error(
+        "no linear layer of this model reads {sites}; they read {there}: name one of these, or leave the step out"
+    )]
+    NoSites {
+        /// The step's sites.
+        sites: String,
+        /// The sites of the model.
+        there: String,
     },
     /// A transform that changes what the model computes.
     #[error(

@@ -1,5 +1,6 @@
 //! How a result came to be: program, device, host, times, memory. Nothing here enters an id or a hash.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -38,6 +39,78 @@ pub struct Execution {
     /// Of a cell, the ids of activation statistics that it read and that were at hand from a cell before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reused_statistics: Vec<String>,
+    /// How rounded linear layers were multiplied; none where no recipe rounded any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executed: Option<Executed>,
+    /// What a measurement of `speed` found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
+}
+
+/// How fast a model was on a machine, at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// How often it was measured.
+    pub rounds: u64,
+    /// Tokens per second that are read in one pass.
+    pub prefill_tokens_per_second: Spread,
+    /// Seconds per token that is decoded.
+    pub decode_seconds_per_token: Spread,
+    /// Peak resident memory of the process, bytes.
+    pub peak_memory: u64,
+    /// Whether that is the peak of the rounds alone, and not of all before them.
+    pub peak_is_of_rounds: bool,
+    /// Bytes of the linear layers' weights that a token reads, as they were executed.
+    pub weight_bytes: u64,
+    /// The processor, as the system names it; empty where it does not.
+    pub processor: String,
+    /// Mean number of runnable threads in the last minute, before and after; 0 where the system does not tell.
+    pub load: [f64; 2],
+}
+
+/// Values of several rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The middle one, the lower of two.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The greatest.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of the values of some rounds; zeros where there are none.
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |place: usize| values.get(place).copied().unwrap_or_default();
+        let last = values.len().saturating_sub(1);
+        Self { median: at(last / 2), least: at(0), most: at(last) }
+    }
+}
+
+/// How the rounded groups of a model were multiplied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// Name of the integer kernel; none where all was floating point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Groups of linear layers that were multiplied in integers.
+    pub integer_groups: u64,
+    /// Groups that were multiplied in floating point, by the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub floating_groups: BTreeMap<String, u64>,
+}
+
+impl Executed {
+    /// Adds another part of the same model.
+    pub fn join(&mut self, part: Self) {
+        self.kernel = self.kernel.take().or(part.kernel);
+        self.integer_groups += part.integer_groups;
+        for (why, groups) in part.floating_groups {
+            *self.floating_groups.entry(why).or_default() += groups;
+        }
+    }
 }
 
 /// Where a model's weights are while it is executed. No result depends on it.
@@ -117,6 +190,16 @@ impl Underway {
         self.execution.reused_statistics = ids;
     }
 
+    /// Notes how rounded linear layers are multiplied.
+    pub fn execute(&mut self, executed: Executed) {
+        self.execution.executed = Some(executed).filter(|executed| *executed != Executed::default());
+    }
+
+    /// Notes what a measurement of speed found.
+    pub fn run_at(&mut self, speed: Speed) {
+        self.execution.speed = Some(speed);
+    }
+
     /// Wall seconds so far.
     pub fn seconds(&self) -> f64 {
         self.earlier + self.clock.map_or(0.0, |clock| clock.elapsed().as_secs_f64())
@@ -154,6 +237,25 @@ pub fn peak_memory() -> u64 {
             system.process(pid).map_or(0, |process| process.memory())
         },
     )
+}
+
+/// Forgets the peak of this process's memory, so that [`peak_memory`] is of what follows; false where the system does not
+/// let it (only Linux is asked).
+pub fn reset_peak_memory() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// The processor, as the system names it; empty where it does not.
+pub fn processor() -> String {
+    use sysinfo::{CpuRefreshKind, RefreshKind, System};
+    let only_processors = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
+    let system = System::new_with_specifics(only_processors);
+    system.ok().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned())).unwrap_or_default()
+}
+
+/// Mean number of runnable threads in the last minute; 0 where the system does not tell.
+pub fn load() -> f64 {
+    sysinfo::System::load_average().map_or(0.0, |load| load.one)
 }
 
 /// `VmHWM` of `/proc/<pid>/status`, bytes.

@@ -6,9 +6,12 @@ use std::path::Path;
 
 use super::ReportError;
 use super::frame;
+use crate::record::{AGAINST_ORIGINAL, NOISE_FLOOR};
 
 /// Largest relative difference allowed between two values, by the reading they are of. Quantized values may move more
-/// than originals: a last-bit difference can push an activation over a rounding boundary.
+/// than originals: a last-bit difference can push an activation over a rounding boundary. A noise floor, which rounding noise
+/// makes, counts as quantized. Differences of log-perplexities, which may be near 0, are held absolutely: so much is the same
+/// relative difference of the perplexity.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerances {
     /// For `original` and `transformed` readings.
@@ -53,8 +56,10 @@ pub enum DifferenceKind {
         first: f64,
         /// In the second summary.
         second: f64,
-        /// |second − first| / |first|.
-        relative: f64,
+        /// |second − first| / |first|, or |second − first|.
+        apart: f64,
+        /// Whether it is the second.
+        is_absolute: bool,
         /// What was allowed.
         tolerance: f64,
     },
@@ -70,11 +75,14 @@ impl fmt::Display for Difference {
             DifferenceKind::Field { column, first, second } => {
                 write!(f, "{column} is {first:?} and {second:?}")
             }
-            DifferenceKind::Value { first, second, relative, tolerance } => {
+            DifferenceKind::Value { first, second, apart, is_absolute: true, tolerance } => {
+                write!(f, "{first} and {second} differ by {apart:.6}, allowed is {tolerance:.6}")
+            }
+            DifferenceKind::Value { first, second, apart, tolerance, .. } => {
                 write!(
                     f,
                     "{first} and {second} differ by {:.4} %, allowed are {:.4} %",
-                    relative * 100.0,
+                    apart * 100.0,
                     tolerance * 100.0
                 )
             }
@@ -108,11 +116,16 @@ pub fn compare_summaries(
             }
         }
         if let (Some(x), Some(y)) = (number(a, first)?, number(&b, second)?) {
-            let tolerance =
-                if field(a, "reading") == "quantized" { tolerances.quantized } else { tolerances.original };
-            let relative = if x == y { 0.0 } else { (y - x).abs() / x.abs() };
-            if relative.is_nan() || relative > tolerance {
-                let kind = DifferenceKind::Value { first: x, second: y, relative, tolerance };
+            let moves = field(a, "reading") == "quantized" || field(a, "protocol").ends_with(NOISE_FLOOR);
+            let tolerance = if moves { tolerances.quantized } else { tolerances.original };
+            let is_absolute = field(a, "metric") == AGAINST_ORIGINAL[2];
+            let apart = match x == y {
+                true => 0.0,
+                false if is_absolute => (y - x).abs(),
+                false => (y - x).abs() / x.abs(),
+            };
+            if apart.is_nan() || apart > tolerance {
+                let kind = DifferenceKind::Value { first: x, second: y, apart, is_absolute, tolerance };
                 differences.push(Difference { row: key.clone(), kind });
             }
         }

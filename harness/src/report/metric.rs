@@ -36,6 +36,7 @@ const DIRECTIONS: &[(&str, Direction)] = &[
     ("log-perplexity-difference", Direction::LowerIsBetter),
     ("perplexity", Direction::LowerIsBetter),
     ("top1-agreement", Direction::HigherIsBetter),
+    ("weight-bytes", Direction::LowerIsBetter),
 ];
 
 /// Splits a metric id into its name (the first segment) and its protocol (the rest, possibly empty).

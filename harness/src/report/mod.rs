@@ -24,6 +24,7 @@ use crate::record::store::{Store, StoreError};
 
 pub mod ablation;
 pub mod calibrated;
+pub mod clocked;
 pub mod compare;
 pub mod document;
 pub mod drawing;

@@ -15,7 +15,8 @@ use crate::evaluate::shared_scoring::Sharing;
 use crate::evaluate::{EvaluateError, Measured};
 use crate::experiment::{Evaluation, Planned, TaskEvaluation};
 use crate::plan::Cell;
-use crate::quantize::{self, StepError, effective_bits, fake_quant::FakeQuant};
+use crate::quantize::integer::IntegerTap;
+use crate::quantize::{self, StepError, effective_bits};
 use crate::record::execution::Underway;
 use crate::record::items::ItemRow;
 use crate::record::measurement_key;
@@ -171,7 +172,7 @@ impl Sweep<'_> {
         cell: &Cell,
         id: &str,
         underway: Underway,
-    ) -> Result<Result<Option<(Decoder, FakeQuant)>, Fault>, RunError> {
+    ) -> Result<Result<Option<(Decoder, IntegerTap)>, Fault>, RunError> {
         let source = match &self.sources[&cell.model.label] {
             Ok(source) => source,
             Err(e) => return Ok(Err(Fault::new("load", e, e.cure()))),
@@ -213,6 +214,7 @@ impl Sweep<'_> {
         let of_set = (calibrator.fresh, calibrator.read);
         let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap);
         self.publish_cell(cell, id, (fitted, bits), of_set, underway)?;
+        let tap = IntegerTap::new(self.options.arithmetic, &cell.recipe.steps, &decoder, tap);
         Ok(Ok(Some((decoder, tap))))
     }
 
@@ -225,7 +227,7 @@ impl Sweep<'_> {
         cell: &Cell,
         id: &str,
         evaluation: &Evaluation,
-        (decoder, tap): (&mut Decoder, &mut FakeQuant),
+        (decoder, tap): (&mut Decoder, &mut IntegerTap),
         streams: Option<&mut Streams>,
     ) -> Result<(), RunError> {
         let mut underway = Execution::begin(&self.options.device.name);
@@ -233,6 +235,10 @@ impl Sweep<'_> {
             underway.streams();
             underway.goes_on_from(streams.seconds);
             underway.beside_original(streams.errors.clone());
+            underway.execute(streams.executed.clone());
+        }
+        if streams.is_none() {
+            underway.execute(tap.report());
         }
         let Ok(source) = &self.sources[&cell.model.label] else { return Ok(()) };
         let planned = evaluation.planned_of(cell.recipe.is_original());
@@ -245,6 +251,7 @@ impl Sweep<'_> {
                 let prepared = windows.map(|windows| Prepared::Windows(perplexity, windows));
                 prepared.map_err(|e| Fault::new("evaluate", e, cure))
             }
+            Evaluation::Speed(block) => return self.speed(cell, id, block, decoder, tap),
             Evaluation::Task(block) => {
                 let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
                 let questions = self.items.questions(block, &source.checkpoint, prefix);
@@ -283,7 +290,7 @@ impl Sweep<'_> {
                 }
                 Prepared::Questions(block, asked) => {
                     let sharing =
-                        if tap.looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
+                        if tap.fake().looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
                     let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
                     let answered = questions::measure(&mut model, block.task(), asked, &mut progress);
                     underway.add_forward(model.forward.as_secs_f64(), model.tokens);

@@ -479,12 +479,10 @@ fn check_prefix(request: &Request, subject: &Subject, set: &CalibrationSet) -> R
         let begins = subject.start.is_some() && sample.first().copied() == subject.start;
         sample.len() - usize::from(begins)
     };
-    let architecture = checkpoint.architecture();
     let facts = ModelFacts {
-        vocabulary: architecture.vocabulary,
-        context: architecture.context,
+        architecture: checkpoint.architecture(),
+        earlier: &[],
         longest: set.samples.iter().map(behind).max().unwrap_or(1),
-        has_experts: architecture.has_experts(),
         start: subject.start,
         token: &|text: &str| calibrator::one_token(checkpoint, text),
     };

@@ -15,6 +15,7 @@ use crate::evaluate::windows::Window;
 use crate::experiment::Evaluation;
 use crate::plan::Cell;
 use crate::quantize::StepError;
+use crate::quantize::integer::IntegerTap;
 use crate::quantize::parts::Application;
 use crate::record::Execution;
 use crate::record::execution::{Residence, Underway};
@@ -323,6 +324,8 @@ impl Sweep<'_> {
         made.map_err(Stop::Fault)?;
 
         let original = cell.recipe.is_original();
+        let (arithmetic, steps) = (self.options.arithmetic, &cell.recipe.steps);
+        let mut tap = IntegerTap::new(arithmetic, steps, &decoder, application.tap.clone());
         for on in &mut lane.evaluations {
             let begun = Instant::now();
             if original && decoder.has_table() && has_noise_floor(on.evaluation) {
@@ -343,9 +346,7 @@ impl Sweep<'_> {
                     // Without noise the original is a reference already.
                     (Some(noise), _) => noise.through(&mut decoder, &mut Off, read, goes_on),
                     (None, true) => Ok(()),
-                    (None, false) => {
-                        on.streams.plain.through(&mut decoder, &mut application.tap, read, goes_on)
-                    }
+                    (None, false) => on.streams.plain.through(&mut decoder, &mut tap, read, goes_on),
                 };
                 Ok(led.err())
             });
@@ -353,6 +354,7 @@ impl Sweep<'_> {
                 return Err(error.into());
             }
             on.streams.seconds += begun.elapsed().as_secs_f64();
+            on.streams.executed.join(tap.report());
         }
         Ok(decoder)
     }
@@ -366,9 +368,10 @@ impl Sweep<'_> {
     ) -> Result<(), RunError> {
         let Some(application) = lane.application.take() else { return Ok(()) };
         let bits = application.effective_bits(&decoder);
-        let (mut tap, fitted) = application.finish();
+        let (tap, fitted) = application.finish();
         let of_set = std::mem::take(&mut lane.of_set);
         self.publish_cell(lane.cell, &lane.id, (fitted, bits), of_set, lane.underway.clone())?;
+        let mut tap = IntegerTap::new(self.options.arithmetic, &lane.cell.recipe.steps, &decoder, tap);
         for mut on in std::mem::take(&mut lane.evaluations) {
             if let (true, Some(reference)) =
                 (lane.cell.recipe.is_original(), references.remove(&on.evaluation.id()))

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use crate::calibrate::overlap;
 use crate::calibrate::set::CalibrationSet;
-use crate::data::window::window_start;
-use crate::quantize::ModelFacts;
+use crate::quantize::integer::Arithmetic;
 use crate::run::calibrations::Calibrations;
 use crate::run::calibrator::Collected;
 
@@ -34,8 +33,10 @@ mod layers;
 mod lockstep;
 mod made;
 mod originals;
+mod refusal;
 pub mod residence;
 mod source;
+mod speed;
 pub mod survey;
 mod texts;
 mod windowed;
@@ -57,6 +58,8 @@ pub struct Options<'a> {
     pub results: PathBuf,
     /// Try again what failed before.
     pub retry_failed: bool,
+    /// How quantized linear layers are executed.
+    pub arithmetic: Arithmetic,
     /// Whether models are executed with all weights in memory.
     pub execution: residence::Choice,
 }
@@ -338,8 +341,8 @@ impl Sweep<'_> {
                         let asked = self.items.questions(block, &source.checkpoint, 0);
                         asked.map(|asked| asked.token_ids()).ok()
                     }
-                    // Of originals alone, which no set calibrates.
-                    Evaluation::LayerError(_) => None,
+                    // Of originals alone, which no set calibrates; of no text.
+                    Evaluation::LayerError(_) | Evaluation::Speed(_) => None,
                 };
                 if let Some(measured) = measured {
                     overlap::check(&drawn, calibration, &evaluation.id(), &measured)
@@ -355,25 +358,7 @@ impl Sweep<'_> {
     fn check_steps(&self) -> Result<(), RunError> {
         for cell in &self.plan.cells {
             let Some(Ok(source)) = self.sources.get(&cell.model.label) else { continue };
-            let tokenizer = source.checkpoint.tokenizer();
-            let architecture = source.checkpoint.architecture();
-            let token = |text: &str| calibrator::one_token(&source.checkpoint, text);
-            let facts = ModelFacts {
-                vocabulary: architecture.vocabulary,
-                context: architecture.context,
-                longest: cell.longest_behind_prefix(),
-                has_experts: architecture.has_experts(),
-                start: window_start(tokenizer.bos(), tokenizer.eos()),
-                token: &token,
-            };
-            for (place, step) in cell.recipe.steps.iter().enumerate() {
-                step.method().check_model(&facts).map_err(|e| RunError::Step {
-                    recipe: cell.recipe.name.clone(),
-                    step: format!("{place}.{}", step.name()),
-                    model: cell.model.label.clone(),
-                    source: Box::new(e),
-                })?;
-            }
+            refusal::check_steps(cell, &source.checkpoint)?;
         }
         Ok(())
     }

@@ -91,6 +91,7 @@ pub fn streamable(cell: &Cell, architecture: &Architecture) -> Result<(), Whole>
         let why = match evaluation {
             Evaluation::Task(_) => "scores answers behind shared contexts, which only the whole model does",
             Evaluation::LayerError(_) => "compares layers of the whole model",
+            Evaluation::Speed(_) => "times the whole model",
             Evaluation::Perplexity(p) if p.mode == Mode::Decode => {
                 "decodes token by token, for each of which every block would be read again"
             }
@@ -137,7 +138,7 @@ fn tokens(evaluation: &Evaluation) -> Option<u64> {
     match evaluation {
         Evaluation::Perplexity(p) => p.limit.map(|n| (n * p.length) as u64),
         Evaluation::LayerError(block) => Some((block.samples * block.length) as u64),
-        Evaluation::Task(_) => None,
+        Evaluation::Task(_) | Evaluation::Speed(_) => None,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::record::execution::Residence;
 use crate::record::store::{Store, StoreError};
 use crate::run::calibrations::Calibrations;
 use crate::run::residence::{self, Choice, Whole};
-use crate::run::{ModelOptions, RunError, TaskError, source};
+use crate::run::{ModelOptions, RunError, TaskError, refusal, source};
 
 /// What is there of a plan.
 pub struct Survey {
@@ -31,7 +31,8 @@ pub struct Survey {
     pub bits: Vec<Option<EffectiveBits>>,
     /// The calibration sets that can be drawn here, by name and model, each with its first seed.
     pub sets: Vec<(String, String, Rc<CalibrationSet>)>,
-    /// Why others cannot be drawn, each reason once. A text that would be fetched from the hub is none.
+    /// Why others cannot be drawn, and steps that a model cannot have, each once. A text that would be fetched from the hub is
+    /// none.
     pub faults: Vec<RunError>,
 }
 
@@ -176,6 +177,16 @@ pub fn survey(
         };
         let architecture = sources[label].as_ref().map(|source| source.checkpoint.architecture());
         let architecture = architecture.or_else(|| described.get(label));
+        let refused = match (&sources[label], architecture) {
+            (Some(source), _) => refusal::check_steps(cell, &source.checkpoint),
+            (None, Some(architecture)) => refusal::check_described(cell, architecture),
+            (None, None) => Ok(()),
+        };
+        if let Err(fault) = refused
+            && !faults.iter().any(|known| known.to_string() == fault.to_string())
+        {
+            faults.push(fault);
+        }
         bits.push(architecture.map(|known| effective_bits::planned(&cell.recipe.steps, known)));
         let known = id.is_some();
         let id = id.unwrap_or_else(|| cell.description_id());

@@ -9,8 +9,8 @@ use crate::evaluate::passage::Passage;
 use crate::evaluate::windows::Window;
 use crate::evaluate::{EvaluateError, Measured, Progress, against};
 use crate::plan::Cell;
-use crate::quantize::fake_quant::FakeQuant;
-use crate::record::execution::Underway;
+use crate::quantize::integer::IntegerTap;
+use crate::record::execution::{Executed, Underway};
 use crate::run::originals::Originals;
 
 /// What the parts of a model have made of an evaluation's windows, where it is executed part by part.
@@ -24,6 +24,8 @@ pub(super) struct Streams {
     pub(super) seconds: f64,
     /// How far the windows are from the original's behind each block.
     pub(super) errors: Vec<f64>,
+    /// How rounded groups were multiplied.
+    pub(super) executed: Executed,
 }
 
 /// A perplexity evaluation of one cell, ready for its model.
@@ -41,7 +43,7 @@ pub(super) struct Windowed<'a> {
 impl Windowed<'_> {
     pub(super) fn measure(
         &self,
-        (decoder, tap): (&mut Decoder, &mut FakeQuant),
+        (decoder, tap): (&mut Decoder, &mut IntegerTap),
         streams: Option<&mut Streams>,
         originals: &mut Originals,
         underway: &mut Underway,

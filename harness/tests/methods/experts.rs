@@ -1,10 +1,11 @@
 //! Steps that read inputs, on experts: each has a second moment of its own, over the tokens that reach it.
 
+use harness::quantize::StepError;
 use harness::quantize::direct::Direct;
-use harness::quantize::{ModelFacts, StepError};
 use models::{Decoder, Port, Site};
 
-use crate::recipes::{make, oracle, scrambled, steps, try_make, values};
+use crate::pairs::planned;
+use crate::recipes::{make, oracle, scrambled, try_make, values};
 
 const GPTQ: &str = r#"{ step = "weights", bits = 3, granularity = "group(8)", solver = "gptq" }"#;
 
@@ -79,20 +80,9 @@ fn two_models_are_not_compared_expert_by_expert() {
     let refused = try_make(&recipe, &original, &mut Direct::new(samples(64), Some(1)));
     assert!(matches!(refused.err(), Some((_, StepError::Experts))));
     // And before the weights are read.
-    let facts = |has_experts| ModelFacts {
-        vocabulary: 64,
-        context: 128,
-        longest: 32,
-        has_experts,
-        start: Some(1),
-        token: &|_| None,
-    };
-    let refused = |recipe: &str, has_experts| {
-        steps(recipe)[0].method().check_model(&facts(has_experts)).map_err(|error| error.to_string())
-    };
-    assert!(refused(&recipe, true).unwrap_err().contains("leave it out"));
-    assert_eq!((refused(&recipe, false), refused(GPTQ, true)), (Ok(()), Ok(())));
+    assert!(planned(&recipe, &original).unwrap_err().to_string().contains("leave it out"));
+    assert_eq!((planned(&recipe, &oracle("mistral")), planned(GPTQ, &original)), (Ok(()), Ok(())));
     let attention = recipe.replace(" }", ", sites = [\"attn_in\", \"o_in\"] }");
-    assert_eq!(refused(&attention, true), Ok(()));
+    assert_eq!(planned(&attention, &original), Ok(()));
     make(&attention, &original, &mut Direct::new(samples(64), Some(1)));
 }

@@ -11,7 +11,7 @@ use models::{Group, Off, Port, Routed, Site, Tap, token_tensor};
 
 use crate::recipes::{ORACLES, PER_TOKEN, difference, logits, make, oracle, scrambled, steps, try_make};
 
-const FAMILIES: [&str; 10] =
+pub const FAMILIES: [&str; 10] =
     ["cohere", "cohere-plus", "gemma", "gemma2", "gemma3", "mistral", "mixtral", "opt", "qwen2", "qwen3"];
 
 #[test]

@@ -9,6 +9,7 @@ mod recipes;
 mod cache;
 mod experts;
 mod families;
+mod pairs;
 mod parts;
 mod registry;
 mod rotation;

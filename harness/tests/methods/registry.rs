@@ -15,18 +15,18 @@ use crate::recipes::{
 
 /// What the loop needs to know of a step and method.
 pub struct Case {
-    step: &'static str,
-    method: Option<&'static str>,
+    pub step: &'static str,
+    pub method: Option<&'static str>,
     /// Keys with which it is tried, the least that it needs first. Small searches: every test runs all of them.
-    settings: &'static [&'static str],
+    pub settings: &'static [&'static str],
     /// The keys with which it does nothing, if there are such.
-    mildest: Option<&'static str>,
+    pub mildest: Option<&'static str>,
     /// Which settings may give another model when the samples of the calibration set come in another order, and why.
     order: &'static [(&'static str, &'static str)],
 }
 
 /// One line for each line of the registry.
-const CASES: &[Case] = &[
+pub const CASES: &[Case] = &[
     Case {
         step: "activations",
         method: None,
@@ -194,7 +194,7 @@ const CASES: &[Case] = &[
 ];
 
 impl Case {
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         [self.step, self.method.unwrap_or_default()].join(" ")
     }
 
@@ -229,7 +229,12 @@ impl Case {
         format!("{}.{}", if self.step == "tune" { 2 } else { 0 }, self.step)
     }
 
-    fn read(&self, keys: &str) -> Step {
+    /// Whether it may give another model when the samples come in another order.
+    pub fn depends_on_order(&self, keys: &str) -> bool {
+        self.order.iter().any(|(word, _)| keys.contains(word))
+    }
+
+    pub fn read(&self, keys: &str) -> Step {
         let steps = steps(&self.with_rest(keys));
         steps.into_iter().find(|step| step.name() == self.step).expect("the case's own step is among them")
     }
@@ -254,7 +259,7 @@ impl Subject {
     }
 
     #[track_caller]
-    fn make(&self, recipe: &str) -> Made {
+    pub fn make(&self, recipe: &str) -> Made {
         make(recipe, &self.decoder, &mut self.calibrator(self.samples()))
     }
 
@@ -264,8 +269,15 @@ impl Subject {
     }
 }
 
+impl Subject {
+    /// A checkpoint of the `models` crate's oracle.
+    pub fn oracle(name: &'static str) -> Self {
+        Self { name, decoder: oracle(name), start: 1 }
+    }
+}
+
 pub fn oracles() -> Vec<Subject> {
-    ORACLES.map(|name| Subject { name, decoder: oracle(name), start: 1 }).into()
+    ORACLES.map(Subject::oracle).into()
 }
 
 fn builtins() -> Vec<Subject> {
@@ -293,67 +305,85 @@ fn every_line_of_the_registry_has_a_case() {
 #[test]
 fn at_its_mildest_a_step_changes_no_bit() {
     for subject in oracles() {
-        let probes = subject.probes();
         for case in CASES {
-            let Some(mildest) = case.mildest else { continue };
-            let (mut with, mut without) =
-                (subject.make(&case.with_rest(mildest)), subject.make(&case.rest()));
-            let what = format!("{} on {}", case.name(), subject.name);
-            let (with_bits, with_rules, _) = with.state();
-            let (bits, rules, _) = without.state();
-            assert!(with_bits == bits && with_rules == rules, "{what}");
-            assert_eq!(with.logits(&probes), without.logits(&probes), "{what}");
-            // And what is not mild shows, or the comparison would see nothing.
-            let strong = subject.make(&case.with_rest(case.settings[0]));
-            let (strong_bits, strong_rules, _) = strong.state();
-            assert!(strong_bits != bits || strong_rules != rules, "{what} does nothing at all");
+            changes_no_bit_at_its_mildest(&subject, case);
         }
     }
+}
+
+/// Whether the case has a mildest setting; that it changes nothing.
+pub fn changes_no_bit_at_its_mildest(subject: &Subject, case: &Case) -> bool {
+    let Some(mildest) = case.mildest else { return false };
+    let probes = subject.probes();
+    let (mut with, mut without) = (subject.make(&case.with_rest(mildest)), subject.make(&case.rest()));
+    let what = format!("{} on {}", case.name(), subject.name);
+    let (with_bits, with_rules, _) = with.state();
+    let (bits, rules, _) = without.state();
+    assert!(with_bits == bits && with_rules == rules, "{what}");
+    assert_eq!(with.logits(&probes), without.logits(&probes), "{what}");
+    // And what is not mild shows, or the comparison would see nothing.
+    let strong = subject.make(&case.with_rest(case.settings[0]));
+    let (strong_bits, strong_rules, _) = strong.state();
+    assert!(strong_bits != bits || strong_rules != rules, "{what} does nothing at all");
+    true
 }
 
 #[test]
 fn what_claims_to_preserve_the_function_does() {
     let mut tried = 0;
     for subject in oracles().into_iter().chain(builtins()) {
-        let probes = subject.probes();
-        let expected = logits(&mut subject.decoder.clone(), &mut Off, &probes);
         for (case, keys) in settings() {
-            if !case.read(keys).method().preserves_function() {
+            let Some(is_changed) = preserves_the_function_if_it_claims_so(&subject, case, keys) else {
                 continue;
-            }
-            let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
-            let mut made = subject.make(&case.alone(keys));
-            assert!(made.state() != subject.make("").state(), "{what} changes nothing");
-            let error = difference(&made.logits(&probes), &expected);
-            assert!(error < 1e-4, "{what}: {error:e}");
-            let report = &made.fitted[&format!("0.{}", case.step)]["equivalence"];
-            assert!(report["relative"].as_f64().unwrap() <= report["tolerance"].as_f64().unwrap(), "{what}");
+            };
+            assert!(is_changed, "{} {{ {keys} }} on {} changes nothing", case.name(), subject.name);
             tried += 1;
-            // Behind a prefix, too, whose keys and values must follow.
-            let behind =
-                format!(r#"{{ step = "prefix", method = "tokens", tokens = [3, 5] }}, {}"#, case.alone(keys));
-            let mut made = subject.make(&behind);
-            let fed = without_first(&probes);
-            let expected = logits(&mut reference(&subject.decoder, &made), &mut Off, &fed);
-            let error = difference(&made.logits(&fed), &expected);
-            assert!(error < 1e-4, "{what} behind a prefix: {error:e}");
         }
     }
     assert_eq!(tried, 6 * 15, "fifteen settings of seven methods on six models; more methods, more");
+}
+
+/// That a step which claims to preserve the function does; `None` where it claims nothing, else whether it changed a bit.
+pub fn preserves_the_function_if_it_claims_so(subject: &Subject, case: &Case, keys: &str) -> Option<bool> {
+    if !case.read(keys).method().preserves_function() {
+        return None;
+    }
+    let probes = subject.probes();
+    let expected = logits(&mut subject.decoder.clone(), &mut Off, &probes);
+    let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
+    let mut made = subject.make(&case.alone(keys));
+    let is_changed = made.state() != subject.make("").state();
+    let error = difference(&made.logits(&probes), &expected);
+    assert!(error < 1e-4, "{what}: {error:e}");
+    let report = &made.fitted[&format!("0.{}", case.step)]["equivalence"];
+    assert!(report["relative"].as_f64().unwrap() <= report["tolerance"].as_f64().unwrap(), "{what}");
+    // Behind a prefix, too, whose keys and values must follow.
+    let behind =
+        format!(r#"{{ step = "prefix", method = "tokens", tokens = [3, 5] }}, {}"#, case.alone(keys));
+    let mut made = subject.make(&behind);
+    let fed = without_first(&probes);
+    let expected = logits(&mut reference(&subject.decoder, &made), &mut Off, &fed);
+    let error = difference(&made.logits(&fed), &expected);
+    assert!(error < 1e-4, "{what} behind a prefix: {error:e}");
+    Some(is_changed)
 }
 
 #[test]
 fn the_same_inputs_give_the_same_model() {
     for subject in oracles().into_iter().take(2).chain(builtins().into_iter().skip(1)) {
         for (case, keys) in settings() {
-            let recipe = case.with_rest(keys);
-            let (first, second) = (subject.make(&recipe), subject.make(&recipe));
-            let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
-            assert!(first.state() == second.state(), "{what}");
-            assert_eq!(first.fitted, second.fitted, "{what}");
-            assert!(first.fitted.contains_key(&case.key()), "{what}: {:?}", first.fitted);
+            is_made_again(&subject, case, keys, &subject.make(&case.with_rest(keys)));
         }
     }
+}
+
+/// That the case with its rest gives once more what it has made.
+pub fn is_made_again(subject: &Subject, case: &Case, keys: &str, first: &Made) {
+    let second = subject.make(&case.with_rest(keys));
+    let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
+    assert!(first.state() == second.state(), "{what}");
+    assert_eq!(first.fitted, second.fitted, "{what}");
+    assert!(first.fitted.contains_key(&case.key()), "{what}: {:?}", first.fitted);
 }
 
 /// Recipes share statistics and searches: what one of them has asked for must be no other's answer.
@@ -386,22 +416,24 @@ fn what_is_remembered_between_recipes_is_what_they_would_have_found() {
 fn the_order_of_samples_decides_nothing() {
     for subject in oracles().into_iter().take(2).chain(builtins().into_iter().skip(1)) {
         for (case, keys) in settings() {
-            if case.order.iter().any(|(word, _)| keys.contains(word)) {
-                continue;
+            if !case.depends_on_order(keys) {
+                is_made_of_samples_in_any_order(&subject, case, keys, subject.make(&case.with_rest(keys)));
             }
-            let recipe = case.with_rest(keys);
-            let first = subject.make(&recipe);
-            let mut samples = subject.samples();
-            samples.reverse();
-            samples.swap(1, 4);
-            let second = make(&recipe, &subject.decoder, &mut subject.calibrator(samples));
-            let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
-            assert!(first.state() == second.state(), "{what}: {:?} {:?}", first.fitted, second.fitted);
-            // Sums in another order may differ in their last bits.
-            let (a, b) = (Value::Object(first.fitted), Value::Object(second.fitted));
-            assert!(agree(&a, &b), "{what}:\n{a}\n{b}");
         }
     }
+}
+
+/// That the case with its rest gives what it has made when its samples come in another order.
+pub fn is_made_of_samples_in_any_order(subject: &Subject, case: &Case, keys: &str, first: Made) {
+    let mut samples = subject.samples();
+    samples.reverse();
+    samples.swap(1, 4);
+    let second = make(&case.with_rest(keys), &subject.decoder, &mut subject.calibrator(samples));
+    let what = format!("{} {{ {keys} }} on {}", case.name(), subject.name);
+    assert!(first.state() == second.state(), "{what}: {:?} {:?}", first.fitted, second.fitted);
+    // Sums in another order may differ in their last bits.
+    let (a, b) = (Value::Object(first.fitted), Value::Object(second.fitted));
+    assert!(agree(&a, &b), "{what}:\n{a}\n{b}");
 }
 
 fn agree(a: &Value, b: &Value) -> bool {

@@ -48,7 +48,12 @@ impl Place {
 
     /// Writes a checkpoint folder.
     pub fn checkpoint(&self, name: &str) {
-        let oracle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/oracle/llama2");
+        self.checkpoint_of("llama2", name);
+    }
+
+    /// Writes a checkpoint folder of a family.
+    pub fn checkpoint_of(&self, family: &str, name: &str) {
+        let oracle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/oracle").join(family);
         fs::create_dir_all(self.path(name)).unwrap();
         for file in ["config.json", "model.safetensors"] {
             fs::copy(oracle.join(file), self.path(name).join(file)).unwrap();

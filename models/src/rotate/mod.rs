@@ -17,7 +17,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use crate::architecture::Norm;
+use crate::architecture::{Architecture, Norm, PostNorms};
 use crate::decoder::Decoder;
 use crate::hadamard::{Hadamard, OnDevice};
 use crate::linear::{Group, Linear};
@@ -73,6 +73,19 @@ pub enum RotateError {
     },
 }
 
+impl Architecture {
+    /// Whether [`Decoder::rotate_residual`] can rotate it, whatever the weights.
+    ///
+    /// # Errors
+    /// [`RotateError::PostNorms`].
+    pub fn check_residual_rotation(&self) -> Result<(), RotateError> {
+        match self.post_norms {
+            PostNorms::Absent => Ok(()),
+            PostNorms::Present => Err(RotateError::PostNorms),
+        }
+    }
+}
+
 impl Decoder {
     /// Rotates the residual stream: x ↦ x·Q after the embedding and in every block. Norms lose their weights, and where
     /// they are LayerNorm they become root mean squares; a tied head gets weights of its own, while `architecture` goes
@@ -83,10 +96,8 @@ impl Decoder {
     /// # Errors
     /// [`RotateError`], before anything is changed.
     pub fn rotate_residual(&mut self, rotation: &Hadamard) -> Result<(), RotateError> {
+        self.architecture.check_residual_rotation()?;
         self.check_width("the residual stream", self.architecture.hidden, rotation)?;
-        if self.blocks.iter().any(|block| block.post_norms.is_some()) {
-            return Err(RotateError::PostNorms);
-        }
         let centred = matches!(self.final_norm.kind, Norm::Layer { .. } | Norm::LayerUnbiased { .. });
         let first = if centred { First::Centre } else { First::Nothing };
         let embedding =

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use models::architecture::Norm;
+use models::architecture::{Activation, MlpForm, Norm};
 use models::families::FAMILIES;
-use models::{Decoder, Off, Port, RescaleError, Site, token_tensor};
+use models::{Decoder, Mlp, Off, Port, RescaleError, Site, token_tensor};
 
 use crate::dumps::{ORACLES, load, oracle};
 
@@ -228,6 +228,46 @@ fn what_a_family_has_elsewhere_is_refused_with_the_reason() {
     refused("mixtral", Site::expert(1, 4, Port::DownIn), "no such expert");
     refused("llama2", Site::expert(1, 0, Port::DownIn), "no such expert");
     refused("mixtral", Site::expert(2, 0, Port::DownIn), "2 layers");
+}
+
+#[test]
+fn an_architecture_knows_what_its_decoder_will_refuse() {
+    let ports = Port::ALL.into_iter();
+    let of_block = ports.clone().flat_map(|port| {
+        (0..3).flat_map(move |layer| {
+            let experts = (0..5).map(move |expert| Site::expert(layer, expert, port));
+            [Site::block(layer, port)].into_iter().chain(experts)
+        })
+    });
+    let sites: Vec<Site> =
+        of_block.chain(ports.map(|port| Site { layer: None, port, expert: None })).collect();
+    let agree = |mut decoder: Decoder, name: &str| {
+        let mut refused = 0;
+        for site in &sites {
+            let planned = decoder.architecture.check_rescale(*site);
+            let channels = decoder.sharing(*site).map_or(1, |sharing| sharing.len());
+            assert_eq!(planned, decoder.rescale(*site, &vec![1.0; channels]), "{name} {site}");
+            // And what can be rescaled are the groups' sites.
+            let is_group = decoder.groups().iter().any(|(at, _)| at == site);
+            assert!(is_group || planned.is_err(), "{name} {site}");
+            refused += usize::from(planned.is_err() && is_group);
+        }
+        refused
+    };
+    for name in ORACLES {
+        let decoder = load(name, &Device::flex());
+        let followers = decoder.groups().into_iter().map(|(site, _)| site);
+        let followers = followers.filter(|site| site.expert.is_some() && site.port == Port::MlpIn).count();
+        assert_eq!(agree(decoder, name), followers, "{name}: experts' mlp_in and nothing else");
+    }
+    // No family has an activation without a gate that is not ReLU.
+    let mut smooth = load("opt", &Device::flex());
+    smooth.architecture.mlp.form = MlpForm::Plain(Activation::GeluTanh);
+    for block in &mut smooth.blocks {
+        let Mlp::Plain { activation, .. } = &mut block.mlp else { panic!("OPT's") };
+        *activation = Activation::GeluTanh;
+    }
+    assert_eq!(agree(smooth, "opt with GELU"), 2, "down_in of two blocks");
 }
 
 #[test]

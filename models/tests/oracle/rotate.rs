@@ -31,6 +31,7 @@ type Change = (&'static str, fn(&mut Decoder, &dyn Fn(usize) -> Hadamard));
 const CHANGES: [Change; 5] = [
     ("residual", |decoder, matrix| {
         let rotated = decoder.rotate_residual(&matrix(decoder.architecture.hidden));
+        assert_eq!(rotated, decoder.architecture.check_residual_rotation(), "it is known before");
         match decoder.architecture.post_norms {
             PostNorms::Absent => rotated.unwrap(),
             PostNorms::Present => assert_eq!(rotated, Err(RotateError::PostNorms)),

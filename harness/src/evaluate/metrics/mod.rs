@@ -1,3 +1,4 @@
 //! The registry of metrics: one file and one line each.
 
 pub mod perplexity;
+pub mod speed;

@@ -30,12 +30,14 @@ use serde_json::{Map, Value, json};
 use crate::calibrate::statistics::SiteStatistics;
 use crate::quantize::admissible;
 use crate::quantize::effective_bits::Tally;
-use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
+use crate::quantize::fake_quant::{ActivationRule, Kept, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
 use crate::quantize::solve::gptq::check_width;
 use crate::quantize::solve::layout::Layout;
-use crate::quantize::steps::Stage;
-use crate::quantize::{GroupInFlight, Method, ModelInFlight, StatisticsNeed, StepError, acts_at, each_group};
+use crate::quantize::steps::{Stage, keep};
+use crate::quantize::{
+    GroupInFlight, Method, ModelFacts, ModelInFlight, StatisticsNeed, StepError, acts_at, each_group,
+};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,6 +167,22 @@ impl Method for Activations {
         }
     }
 
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        if self.bits == 16 {
+            return Ok(());
+        }
+        admissible::sites_of_model(self.sites.as_deref(), facts.architecture)?;
+        if keep::may_except(facts.earlier, &[Kept::Activation, Kept::ActivationAndWeights]) {
+            return Ok(());
+        }
+        let groups = facts.architecture.first_groups().into_iter();
+        let mut groups = groups.filter(|(site, _)| acts_at(self.sites.as_deref(), site.port));
+        groups.try_for_each(|(site, shapes)| match keep::left(facts.earlier, site, shapes[0][1]) {
+            Some(channels) => check_width(&site.to_string(), self.granularity, self.ragged, channels),
+            None => Ok(()),
+        })
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         None
     }
@@ -180,6 +198,9 @@ impl Method for Activations {
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let grid = admissible::grid(self.bits, self.symmetric, self.convention);
+        if grid.is_some() {
+            admissible::sites_of_model(self.sites.as_deref(), &model.decoder.architecture)?;
+        }
         let (Some(observer), Some(grid)) = (self.observer, grid) else {
             return each_group(model, |flight| self.apply(flight));
         };

@@ -115,6 +115,14 @@ impl Kv {
         ports.filter_map(|(port, bits)| Some((port, grid(bits)?))).collect()
     }
 
+    /// Refuses heads whose channels make no groups.
+    fn check_heads(&self, site: Site, head_dim: usize) -> Result<(), StepError> {
+        match self.granularity {
+            CacheGranularity::Group(n) => StepError::check_group(&site.to_string(), n, head_dim),
+            _ => Ok(()),
+        }
+    }
+
     /// The range of every channel of every head over the calibration set, in the floating-point model, behind its prefix
     /// and without the first `exact` positions.
     fn ranges(&self, model: &mut ModelInFlight, exact: usize) -> Result<Ranges, StepError> {
@@ -192,10 +200,12 @@ impl Method for Kv {
     }
 
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
-        match self.prompt >= facts.context {
-            true => Err(StepError::Prompt { prompt: self.prompt, context: facts.context }),
-            false => Ok(()),
+        let (context, head_dim) = (facts.architecture.context, facts.architecture.attention.head_dim);
+        if self.prompt >= context {
+            return Err(StepError::Prompt { prompt: self.prompt, context });
         }
+        let mut grids = self.grids().into_iter();
+        grids.try_for_each(|(port, _)| self.check_heads(Site::block(0, port), head_dim))
     }
 
     fn store(&self, tally: &mut Tally) {
@@ -232,9 +242,7 @@ impl Method for Kv {
         for layer in model.decoder.blocks.layers() {
             for &(port, grid) in &grids {
                 let site = Site::block(layer, port);
-                if let CacheGranularity::Group(n) = self.granularity {
-                    StepError::check_group(&site.to_string(), n, shape.head_dim)?;
-                }
+                self.check_heads(site, shape.head_dim)?;
                 let fit = |&(lo, hi): &(f32, f32)| grid.fit(lo, hi, self.clip);
                 let scales =
                     ranges.found.get(&site).map_or(Vec::new(), |found| found.iter().map(fit).collect());

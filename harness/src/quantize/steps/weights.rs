@@ -43,7 +43,8 @@
 //! with rounding to nearest are ours.
 
 use burn::tensor::{Tensor, TensorData};
-use models::{Decoder, Linear, Port};
+use models::architecture::Architecture;
+use models::{Decoder, Group, Linear, Port, Site};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -53,7 +54,7 @@ use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::solve::clip::Clip;
 use crate::quantize::solve::gptq::{self, Fit};
 use crate::quantize::solve::layout::Layout;
-use crate::quantize::steps::Stage;
+use crate::quantize::steps::{Stage, keep};
 use crate::quantize::{
     GroupInFlight, Method, ModelFacts, ModelInFlight, StepError, acts_at, admissible, each_group, rounding,
 };
@@ -279,11 +280,18 @@ impl Method for Weights {
     }
 
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
-        let of_experts = [Port::MlpIn, Port::DownIn].iter().any(|&port| acts_at(self.sites.as_deref(), port));
-        match facts.has_experts && of_experts && self.bits != 16 && self.asymmetric_calibration.is_some() {
-            true => Err(StepError::Experts),
-            false => Ok(()),
+        if self.bits == 16 {
+            return Ok(());
         }
+        self.check_sites(facts.architecture)?;
+        self.check_table(facts.architecture.hidden)?;
+        if keep::may_except(facts.earlier, &[Kept::ActivationAndWeights]) {
+            return Ok(());
+        }
+        let groups = facts.architecture.first_groups().into_iter();
+        groups.filter(|(site, _)| self.rounds(site.port, None)).try_for_each(|(site, shapes)| {
+            self.check_group(site, keep::left(facts.earlier, site, shapes[0][1]))
+        })
     }
 
     fn store(&self, tally: &mut Tally) {
@@ -302,6 +310,7 @@ impl Method for Weights {
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let Some(grid) = self.grid() else { return each_group(model, |flight| self.apply(flight)) };
+        self.check_sites(&model.decoder.architecture)?;
         if !self.reads_inputs() {
             self.round_embeddings(model.decoder, grid)?;
             return each_group(model, |flight| self.apply(flight));
@@ -316,8 +325,8 @@ impl Method for Weights {
         }
         let fit = self.fit(grid);
         let layout = flight.layout.as_deref();
+        self.check_layout(flight.site, flight.group, layout)?;
         for linear in &mut flight.group.linears {
-            self.check_width(linear, layout)?;
             let [_, channels] = linear.weight.dims();
             change(linear, |values| match fit.clip {
                 // In place: the plain case needs no copies.
@@ -341,9 +350,35 @@ impl Weights {
         Fit { grid, granularity: self.granularity, clip: self.clip }
     }
 
-    fn check_width(&self, linear: &Linear, layout: Option<&Layout>) -> Result<(), StepError> {
-        let channels = layout.map_or(linear.weight.dims()[1], Layout::rest);
-        gptq::check_width(&linear.name, self.granularity, self.ragged, channels)
+    /// Refuses a model that has none of its sites, unless the embedding table is left.
+    fn check_sites(&self, architecture: &Architecture) -> Result<(), StepError> {
+        match self.embeddings {
+            true => Ok(()),
+            false => admissible::sites_of_model(self.sites.as_deref(), architecture),
+        }
+    }
+
+    /// Refuses an embedding table of so many channels whose rows it cannot round.
+    fn check_table(&self, channels: usize) -> Result<(), StepError> {
+        match self.embeddings {
+            true => gptq::check_width("embeddings", self.granularity, self.ragged, channels),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a group that it cannot round, of whose channels it makes groups of so many, where that is known.
+    fn check_group(&self, site: Site, channels: Option<usize>) -> Result<(), StepError> {
+        if site.expert.is_some() && self.asymmetric_calibration.is_some() {
+            return Err(StepError::Experts);
+        }
+        let check = |channels| gptq::check_width(&site.to_string(), self.granularity, self.ragged, channels);
+        channels.map_or(Ok(()), check)
+    }
+
+    /// As [`Weights::check_group`], of a group in whose channels an order is known.
+    fn check_layout(&self, site: Site, group: &Group, layout: Option<&Layout>) -> Result<(), StepError> {
+        let channels = group.linears.first().map(|linear| linear.weight.dims()[1]);
+        self.check_group(site, layout.map(Layout::rest).or(channels))
     }
 
     /// Rounds the embedding table, where the recipe says so and this part has it.
@@ -351,7 +386,7 @@ impl Weights {
         if self.embeddings && decoder.has_table() {
             // A tied head keeps the table in floating point: it holds its own reference, and rounding copies.
             let [_, channels] = decoder.embedding.dims();
-            gptq::check_width("embeddings", self.granularity, self.ragged, channels)?;
+            self.check_table(channels)?;
             // A search by output error has nothing to go by here: a row of the table is not summed over.
             let clip = if self.clip == Clip::Output { Clip::Factor(1.0) } else { self.clip };
             let fit = Fit { clip, ..self.fit(grid) };

@@ -76,7 +76,7 @@ impl PlainBlock {
             for linear in &group.linears {
                 let dims = linear.weight.dims();
                 let layout = tap.layouts.get(site);
-                let runs = host.map(|host| host.runs(&linear.name, dims, layout)).transpose()?;
+                let runs = host.map(|host| host.runs(&site.to_string(), dims, layout)).transpose()?;
                 let bias = linear.bias.as_ref().map(values);
                 linears.push(PlainLinear { weight: values(&linear.weight), dims, bias, runs });
             }

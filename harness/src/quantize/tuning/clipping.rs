@@ -50,19 +50,19 @@ impl Host {
     /// A group width that does not divide the channels; one scale for a weight some of whose channels are kept apart.
     pub fn runs(
         &self,
-        name: &str,
+        place: &str,
         [out, input]: [usize; 2],
         layout: Option<&Arc<Layout>>,
     ) -> Result<Runs, StepError> {
         let rest = layout.map_or(input, |layout| layout.rest());
-        gptq::check_width(name, self.granularity, self.ragged, rest)?;
+        gptq::check_width(place, self.granularity, self.ragged, rest)?;
         let (width, shares) = match (self.granularity, layout) {
             (Granularity::Tensor, None) => {
                 (out * input, vec![Share { from: 0, to: out * input, is_kept: false }])
             }
             (Granularity::Tensor, Some(_)) => {
                 return Err(StepError::Host(format!(
-                    "{name}: one scale for the whole weight beside channels that are kept apart cannot be trained: give \
+                    "{place}: one scale for the whole weight beside channels that are kept apart cannot be trained: give \
                      `weights` granularity = \"channel\" or \"group(n)\""
                 )));
             }

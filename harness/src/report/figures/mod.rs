@@ -13,6 +13,7 @@ pub mod calibration_matrix;
 pub mod calibration_sensitivity;
 pub mod error_difficulty;
 pub mod error_growth;
+pub mod frontier;
 pub mod layer_difficulties;
 pub mod layer_errors;
 pub mod layer_profiles;
@@ -55,6 +56,7 @@ pub const FIGURES: &[&dyn Figure] = &[
     &calibration_sensitivity::CalibrationSensitivity,
     &error_difficulty::ErrorDifficulty,
     &error_growth::ErrorGrowth,
+    &frontier::Frontier,
     &layer_difficulties::LayerDifficulties,
     &layer_errors::LayerErrors,
     &layer_profiles::LayerProfiles,

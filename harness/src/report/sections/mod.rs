@@ -14,6 +14,7 @@ pub mod layers;
 pub mod metrics;
 pub mod partial;
 pub mod robustness;
+pub mod speed;
 
 /// A kind of table of a report. It reads records; it never touches a file.
 pub trait Section: Sync {
@@ -31,6 +32,7 @@ pub const SECTIONS: &[&dyn Section] = &[
     &metrics::Metrics,
     &bits::Bits,
     &ablation::Ablation,
+    &speed::Speeds,
     &cures::Cures,
     &partial::Partial,
     &layers::Layers,

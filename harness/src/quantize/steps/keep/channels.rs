@@ -25,16 +25,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use models::architecture::Architecture;
 use models::{Port, Site};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::effective_bits::{Outliers, Tally};
+use crate::quantize::fake_quant::Kept;
 use crate::quantize::solve::blockwise::Stream;
 use crate::quantize::solve::layout::{self, Layout};
 use crate::quantize::steps::Stage;
 use crate::quantize::steps::activations::PORTS;
-use crate::quantize::{Method, ModelInFlight, StatisticsNeed, StepError, acts_at, admissible};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StatisticsNeed, StepError, acts_at, admissible};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +85,25 @@ impl Channels {
     fn outliers(&self, channels: usize) -> usize {
         let of_fraction = |fraction: f64| (fraction * channels as f64).round() as usize;
         self.count.unwrap_or_else(|| of_fraction(self.fraction.unwrap_or_default()))
+    }
+
+    /// Outliers of a site at a port where it acts.
+    pub(crate) fn apart(&self, port: Port, channels: usize) -> Option<usize> {
+        (PORTS.contains(&port) && acts_at(self.sites.as_deref(), port)).then(|| self.outliers(channels))
+    }
+
+    /// Refuses a model that has none of its sites, or too few channels at one.
+    fn check_shapes(&self, architecture: &Architecture) -> Result<(), StepError> {
+        admissible::sites_of_model(self.sites.as_deref(), architecture)?;
+        for (site, shapes) in architecture.first_groups() {
+            let channels = shapes[0][1];
+            if let Some(kept) = self.apart(site.port, channels).filter(|kept| *kept >= channels) {
+                return Err(StepError::TooLittle(format!(
+                    "{site} has {channels} channels, and {kept} of them were to be kept apart: give a smaller `count`"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// m by site.
@@ -156,6 +177,14 @@ impl Method for Channels {
         true
     }
 
+    fn exempts(&self) -> Option<Kept> {
+        None
+    }
+
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        self.check_shapes(facts.architecture)
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         None
     }
@@ -168,14 +197,10 @@ impl Method for Channels {
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        self.check_shapes(&model.decoder.architecture)?;
         let mut sites = Map::new();
         for (site, importance) in self.importance(model)? {
             let (channels, kept) = (importance.len(), self.outliers(importance.len()));
-            if kept >= channels {
-                return Err(StepError::TooLittle(format!(
-                    "{site} has {channels} channels, and {kept} of them were to be kept apart: give a smaller `count`"
-                )));
-            }
             let layout = Layout::by_importance(&importance, kept, self.bits);
             let outliers = &layout.order[layout.rest()..];
             let share = |of: &mut dyn Iterator<Item = usize>| of.map(|c| importance[c]).sum::<f64>();

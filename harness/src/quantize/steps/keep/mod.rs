@@ -4,6 +4,8 @@ use models::{Decoder, Site};
 
 use crate::calibrate::statistics::{RatioError, Statistics, ZeroMedian};
 use crate::quantize::StepError;
+use crate::quantize::fake_quant::Kept;
+use crate::quantize::steps::Step;
 use crate::quantize::steps::activations::PORTS;
 
 pub mod channels;
@@ -19,6 +21,28 @@ pub enum Ratio {
     Sequences,
     /// Max over median of all tokens of all sequences.
     Pooled,
+}
+
+/// Whether one of the steps may except from a later one what is named, as its calibration set decides.
+pub fn may_except(earlier: &[Step], what: &[Kept]) -> bool {
+    earlier.iter().any(|step| step.method().exempts().is_some_and(|kept| what.contains(&kept)))
+}
+
+/// How many of a site's channels the steps leave to the groups of a later one; `None` where the calibration set decides: an
+/// expert that no token reaches keeps its channels as they are.
+pub fn left(earlier: &[Step], site: Site, channels: usize) -> Option<usize> {
+    let mut left = channels;
+    for step in earlier {
+        if let Step::KeepChannels(kept) = step
+            && let Some(apart) = kept.apart(site.port, channels)
+        {
+            if site.expert.is_some() {
+                return None;
+            }
+            left = left.saturating_sub(apart);
+        }
+    }
+    Some(left)
 }
 
 /// The groups of every block with their ratios, largest first; equal ratios stand in the order of the forward pass.

@@ -161,6 +161,10 @@ impl Method for Qfem {
         }
     }
 
+    fn exempts(&self) -> Option<Kept> {
+        Some(Kept::Activation)
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         Some("it ranks the groups of all blocks")
     }

@@ -108,7 +108,7 @@ impl Method for Tokens {
     }
 
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
-        prefix::check_vocabulary(&self.ids(facts.token)?, facts.vocabulary)?;
+        prefix::check_vocabulary(&self.ids(facts.token)?, facts.architecture.vocabulary)?;
         prefix::check_room(self.tokens.len(), facts)
     }
 

@@ -45,7 +45,7 @@ fn check_vocabulary(tokens: &[u32], vocabulary: usize) -> Result<(), StepError> 
 
 /// Refuses a prefix behind which the longest sequence does not fit.
 fn check_room(prefix: usize, facts: &ModelFacts) -> Result<(), StepError> {
-    let (longest, context) = (facts.longest, facts.context);
+    let (longest, context) = (facts.longest, facts.architecture.context);
     match prefix + longest > context {
         true => Err(StepError::NoRoom { prefix, longest, context }),
         false => Ok(()),

@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 
 use models::Port;
+use models::architecture::Architecture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -121,6 +122,18 @@ fn outliers(statistics: &Statistics, layers: usize, eta: f64) -> Result<Vec<Outl
     (0..layers).map(block).collect()
 }
 
+/// Refuses a model that has no `down_in` for every token.
+fn check_sites(architecture: &Architecture) -> Result<(), StepError> {
+    match architecture.has_experts() {
+        true => Err(StepError::Host(
+            "PrefixQuant counts outliers in what down reads of every token, and an expert reads some of them: use method = \
+             \"qfep\", \"bos\" or \"tokens\""
+                .into(),
+        )),
+        false => Ok(()),
+    }
+}
+
 impl Method for Prefixquant {
     fn stage(&self) -> Stage {
         Stage::Prefix
@@ -144,6 +157,7 @@ impl Method for Prefixquant {
 
     fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
         facts.start.ok_or(StepError::NoStart)?;
+        check_sites(facts.architecture)?;
         prefix::check_room(1, facts)
     }
 
@@ -153,6 +167,7 @@ impl Method for Prefixquant {
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
         let start = model.calibrator.start().ok_or(StepError::NoStart)?;
+        check_sites(&model.decoder.architecture)?;
         let statistics = model.original.clone().expect("PrefixQuant asks for statistics");
         let blocks = outliers(&statistics, model.decoder.architecture.layers, self.eta)?;
         let found = search(&blocks);

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 
 use crate::quantize::steps::rotate::{hadamard::Hadamard, random_orthogonal::RandomOrthogonal};
 use crate::quantize::steps::{Stage, Step, rotate};
-use crate::quantize::{Carried, Method, ModelInFlight, StepError, apply_after, likelihood};
+use crate::quantize::{Carried, Method, ModelFacts, ModelInFlight, StepError, apply_after, likelihood};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,6 +160,10 @@ impl Method for BestOf {
 
     fn preserves_function(&self) -> bool {
         true
+    }
+
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        rotate::check_model(&self.sites, facts)
     }
 
     fn needs_whole_model(&self) -> Option<&'static str> {

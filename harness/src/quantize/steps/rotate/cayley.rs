@@ -34,7 +34,7 @@ use serde_json::{Map, Value, json};
 
 use crate::quantize::steps::rotate::hadamard::Hadamard;
 use crate::quantize::steps::{Stage, rotate};
-use crate::quantize::{Method, ModelInFlight, StepError};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -275,6 +275,10 @@ impl Method for Cayley {
 
     fn preserves_function(&self) -> bool {
         true
+    }
+
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        rotate::check_model(&self.sites, facts)
     }
 
     fn needs_whole_model(&self) -> Option<&'static str> {

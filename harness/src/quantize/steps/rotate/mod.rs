@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::calibrate::set;
 use crate::names;
-use crate::quantize::StepError;
+use crate::quantize::{ModelFacts, StepError};
 
 pub mod best_of;
 pub mod cayley;
@@ -59,6 +59,14 @@ fn has(sites: &[String], site: &str) -> bool {
 /// The sites in the order of [`SITES`].
 fn ordered(sites: &[String]) -> Vec<String> {
     SITES.into_iter().filter(|site| has(sites, site)).map(String::from).collect()
+}
+
+/// Refuses a model whose sites cannot be rotated.
+fn check_model(sites: &[String], facts: &ModelFacts) -> Result<(), StepError> {
+    match has(sites, "residual") {
+        true => Ok(facts.architecture.check_residual_rotation()?),
+        false => Ok(()),
+    }
 }
 
 /// What a rotation has for itself: a second one of the same channels would be part of the first.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::quantize::steps::{Stage, rotate};
-use crate::quantize::{Method, ModelInFlight, StepError};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +72,10 @@ impl Method for RandomOrthogonal {
 
     fn preserves_function(&self) -> bool {
         true
+    }
+
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        rotate::check_model(&self.sites, facts)
     }
 
     fn needs_whole_model(&self) -> Option<&'static str> {

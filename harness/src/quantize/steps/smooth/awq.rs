@@ -27,6 +27,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
+use models::architecture::Architecture;
 use models::{Decoder, Group, Off, Port, Site, Tap, kernel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -34,7 +35,7 @@ use serde_json::{Map, Value, json};
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::solve::gptq::check_width;
 use crate::quantize::steps::{Stage, smooth};
-use crate::quantize::{Method, ModelInFlight, StepError, admissible, rounding};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError, admissible, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,6 +218,16 @@ impl Awq {
         smooth::first_samples(model, self.samples, "AWQ")
     }
 
+    /// Refuses a model of whose sites it cannot round one.
+    fn check_shapes(&self, architecture: &Architecture) -> Result<(), StepError> {
+        admissible::sites_of_model(Some(&self.sites), architecture)?;
+        let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
+        let groups = architecture.first_groups().into_iter().filter(|(site, _)| named(site));
+        groups.into_iter().try_for_each(|(site, shapes)| {
+            check_width(&site.to_string(), self.granularity, self.ragged, shapes[0][1])
+        })
+    }
+
     /// The search at every site, by the site's name.
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
         let mut search = Search { step: self, decoder: model.decoder.clone(), found: BTreeMap::new() };
@@ -260,18 +271,16 @@ impl Method for Awq {
         true
     }
 
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        self.check_shapes(facts.architecture)
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
-        for (site, group) in model.decoder.groups() {
-            if self.sites.iter().any(|name| name == site.port.as_str()) {
-                for linear in &group.linears {
-                    check_width(&linear.name, self.granularity, self.ragged, linear.weight.dims()[1])?;
-                }
-            }
-        }
+        self.check_shapes(&model.decoder.architecture)?;
         let key = smooth::search_key(model, json!({ "awq": self }));
         let searched = match model.calibrator.recall(&key) {
             Some(known) => {

@@ -1,12 +1,14 @@
 //! `smooth`: channel scales that move difficulty from activations to weights; one file per method.
 
-use models::{Port, Tap, token_tensor};
+use models::architecture::Architecture;
+use models::{Port, Site, Tap, token_tensor};
 use serde_json::{Map, Value, json};
 
 use crate::hidden::Hidden;
 use crate::names;
+use crate::quantize::steps::Stage;
 use crate::quantize::steps::activations::PORTS;
-use crate::quantize::{ModelInFlight, StepError};
+use crate::quantize::{ModelFacts, ModelInFlight, StepError};
 
 pub mod awq;
 pub mod osplus;
@@ -31,6 +33,28 @@ fn check_sites(sites: &[String], allowed: &[Port]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether a site's scales are those of another one: experts read what their router reads.
+fn follows(site: Site) -> bool {
+    site.expert.is_some() && site.port == Port::MlpIn
+}
+
+/// The sites of a model that `sites` names, from the end of a block to its beginning, without those that follow another one.
+fn sites_of(sites: &[String], architecture: &Architecture) -> Vec<Site> {
+    let groups = architecture.first_groups();
+    let of_port = |port: Port| groups.iter().map(|(site, _)| *site).filter(move |site| site.port == port);
+    ports(sites).into_iter().flat_map(of_port).filter(|site| !follows(*site)).collect()
+}
+
+/// Refuses a model some of whose sites can take no scale. Behind a rotation any site of the forward pass can, which is left to
+/// acting.
+fn check_scales(sites: &[String], facts: &ModelFacts) -> Result<(), StepError> {
+    if facts.earlier.iter().any(|step| step.method().stage() == Stage::Rotate) {
+        return Ok(());
+    }
+    let sites = sites_of(sites, facts.architecture);
+    sites.into_iter().try_for_each(|site| Ok(facts.architecture.check_rescale(site)?))
 }
 
 /// The ports that `sites` names, from the end of a block to its beginning.

@@ -25,13 +25,14 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
+use models::architecture::Architecture;
 use models::{Decoder, Group, Off, Port, RescaleError, Site, Tap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::steps::{Stage, smooth};
-use crate::quantize::{Method, ModelInFlight, StepError, rounding};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError, admissible, rounding};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -187,15 +188,22 @@ impl Osplus {
         smooth::first_samples(model, self.samples, "OS+")
     }
 
+    /// Refuses a model of whose sites it cannot search one.
+    fn check_searched(&self, architecture: &Architecture) -> Result<(), StepError> {
+        admissible::sites_of_model(Some(&self.sites), architecture)?;
+        let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
+        let mut sites = architecture.first_groups().into_iter().map(|(site, _)| site);
+        match sites.find(|site| site.expert.is_some() && named(site)) {
+            Some(site) => {
+                let why = "OS+ searches on whole sequences and an expert sees parts of them; leave its port out of `sites`";
+                Err(RescaleError::Refused { site, why }.into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The search at every site, by the site's name.
     fn search_all(&self, model: &mut ModelInFlight) -> Result<Vec<(String, Found)>, StepError> {
-        let named = |site: &Site| self.sites.iter().any(|name| name == site.port.as_str());
-        if let Some((site, _)) =
-            model.decoder.groups().into_iter().find(|(site, _)| site.expert.is_some() && named(site))
-        {
-            let why = "OS+ searches on whole sequences and an expert sees parts of them; leave its port out of `sites`";
-            return Err(RescaleError::Refused { site, why }.into());
-        }
         let mut search = Search { step: self, decoder: model.decoder.clone(), found: BTreeMap::new() };
         smooth::lead(model, &mut search, |model| self.read(model))?;
         let found = search.found.into_iter();
@@ -230,11 +238,17 @@ impl Method for Osplus {
         true
     }
 
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        self.check_searched(facts.architecture)?;
+        smooth::check_scales(&self.sites, facts)
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        self.check_searched(&model.decoder.architecture)?;
         // Recipes that go on differently after this step share its search.
         let key = smooth::search_key(model, json!({ "osplus": self }));
         let searched = match model.calibrator.recall(&key) {

@@ -18,12 +18,12 @@
 //! SmoothQuant, arXiv:2211.10438, equation 4; weights' maximum over the concatenated linears and both clamps as in its
 //! released code. Its runs on Llama-2 use α = 0.85, arXiv:2405.14428 uses 0.8; neither smooths o_in or down_in.
 
-use models::{Group, Port, Site};
+use models::{Group, Port};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::quantize::steps::{Stage, smooth};
-use crate::quantize::{Method, ModelInFlight, StatisticsNeed, StepError};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StatisticsNeed, StepError, admissible};
 
 /// The step's keys in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,18 +122,22 @@ impl Method for Smoothquant {
         true
     }
 
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        admissible::sites_of_model(Some(&self.sites), facts.architecture)?;
+        smooth::check_scales(&self.sites, facts)
+    }
+
     fn needs_whole_model(&self) -> Option<&'static str> {
         None
     }
 
     fn act(&self, model: &mut ModelInFlight) -> Result<Map<String, Value>, StepError> {
+        admissible::sites_of_model(Some(&self.sites), &model.decoder.architecture)?;
         let statistics = model.present.clone().expect("SmoothQuant asks for statistics");
         let mut found = Map::new();
         for port in smooth::ports(&self.sites) {
             let groups = model.decoder.groups();
-            // Experts read what the router reads, and follow it.
-            let follows = |site: &Site| site.expert.is_some() && site.port == Port::MlpIn;
-            let of_port = groups.iter().filter(|(site, _)| site.port == port && !follows(site));
+            let of_port = groups.iter().filter(|(site, _)| site.port == port && !smooth::follows(*site));
             let fitted: Vec<_> =
                 of_port.map(|(site, _)| (*site, largest_weights(&model.decoder.followers(*site)))).collect();
             for (site, mut weights) in fitted {

@@ -59,7 +59,7 @@ use crate::quantize::tuning::pass::{self, Samples};
 use crate::quantize::tuning::smoothing::SmoothingOptions;
 use crate::quantize::tuning::train::Rates;
 use crate::quantize::tuning::{LowRankOptions, LowRankStart, Options};
-use crate::quantize::{Method, ModelInFlight, StepError};
+use crate::quantize::{Method, ModelFacts, ModelInFlight, StepError};
 
 /// The step's keys in a recipe. A key of a component that is switched off is an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -211,9 +211,9 @@ impl BisupStyle {
 }
 
 /// The `weights` steps of the recipe, which say how weights are rounded, with their grids and factors on ranges.
-fn hosts<'a>(model: &ModelInFlight<'a>) -> Result<Vec<(&'a Weights, Grid, f32)>, StepError> {
+fn hosts(earlier: &[Step]) -> Result<Vec<(&Weights, Grid, f32)>, StepError> {
     let mut found = Vec::new();
-    for step in model.earlier {
+    for step in earlier {
         let Step::Weights(weights) = step else { continue };
         let Some(grid) = weights.grid() else { continue };
         let refused = |what: &str| Err(StepError::Host(format!("training {what}, or leave `tune` out")));
@@ -304,6 +304,10 @@ impl Method for BisupStyle {
         true
     }
 
+    fn check_model(&self, facts: &ModelFacts) -> Result<(), StepError> {
+        hosts(facts.earlier).map(|_| ())
+    }
+
     fn store(&self, tally: &mut Tally) {
         let Some(rank) = self.rank.or(Some(RANK)).filter(|_| self.has(Component::LowRank)) else { return };
         for group in tally.groups.iter_mut().filter(|group| group.site.layer.is_some()) {
@@ -317,7 +321,7 @@ impl Method for BisupStyle {
         let samples = self.read(model)?;
         let mut found: HashMap<Site, Host> = HashMap::new();
         let mut embedding = None;
-        for (weights, grid, clip) in hosts(model)? {
+        for (weights, grid, clip) in hosts(model.earlier)? {
             let (granularity, ragged) = (weights.granularity, weights.ragged);
             let host = Host { grid, granularity, ragged, clip };
             for (site, _) in model.decoder.groups() {

@@ -61,13 +61,10 @@ pub(super) struct Passes<'a> {
 
 impl<'a> Passes<'a> {
     pub(super) fn new(step: &'a Weights, grid: Grid, model: &mut ModelInFlight) -> Result<Self, StepError> {
+        step.check_table(model.decoder.architecture.hidden)?;
         for (site, group) in model.decoder.groups() {
             if step.rounds(site.port, model.tap.kept.get(&site).copied()) {
-                if site.expert.is_some() && step.asymmetric_calibration.is_some() {
-                    return Err(StepError::Experts);
-                }
-                let layout = model.tap.layouts.get(&site).map(Arc::as_ref);
-                group.linears.iter().try_for_each(|linear| step.check_width(linear, layout))?;
+                step.check_layout(site, group, model.tap.layouts.get(&site).map(Arc::as_ref))?;
             }
         }
         if step.act_order == Some(true) && !model.tap.layouts.is_empty() {

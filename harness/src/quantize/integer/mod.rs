@@ -1,0 +1,296 @@
+//! Integer execution: the tap that multiplies codes by codes, where a recipe's grids are whole numbers.
+//!
+//! [`FakeQuant`] rounds in floating point and multiplies in floating point: it is what every number means. Here the same
+//! codes are multiplied as integers. With x = Δ·(u − z) and w = Δ'·(c + z'),
+//!
+//! y = Σ over segments of Δ·Δ'·Σ (u − z)·(c + z')
+//!
+//! The inner sum is exact, in i32; a segment is what shares both scales. So the two differ by the rounding of sums in
+//! floating point, which the integers do not have, and of the final scale.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`codes`] | the codes of rounded weights, read off their values |
+//! | [`weights`] | these codes, packed once |
+//! | [`activation`] | activations to codes |
+//! | [`segments`] | where scales change along a row |
+//! | [`kernel`] | the products, by what the processor has |
+//! | [`tile`] | some rows by some outputs: sums, zero points and scales |
+//! | [`product`] | all tiles, over the cores |
+//!
+//! A group is executed so if its activation is rounded to a grid of whole codes, dynamic or static, and each of its weights
+//! is whole codes times scales; else it is left to [`FakeQuant`], and [`IntegerTap::report`] says why. Online rotations
+//! belong to the decoder and happen before. What the prefix of a model holds was computed in floating point. Channels that
+//! `keep` leaves in floating point are multiplied there and added.
+
+use std::collections::{BTreeMap, HashMap};
+
+use burn::tensor::{Tensor, TensorData};
+use models::kernel::on_host;
+use models::{Decoder, Group, Linear, Site, Tap};
+use serde::{Deserialize, Serialize};
+
+use crate::quantize::effective_bits;
+use crate::quantize::fake_quant::{ActivationRule, FakeQuant};
+use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::integer::activation::Plan;
+use crate::quantize::integer::kernel::Kernel;
+use crate::quantize::integer::weights::PackedWeight;
+use crate::quantize::steps::Step;
+use crate::record::execution::Executed;
+
+pub mod activation;
+pub mod codes;
+pub mod kernel;
+pub mod product;
+pub mod segments;
+pub mod tile;
+pub mod weights;
+
+/// How quantized linear layers are executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arithmetic {
+    /// In integers, where the device and the recipe's grids allow it.
+    Integer,
+    /// In floating point, by rounded values.
+    #[default]
+    Fake,
+}
+
+impl Arithmetic {
+    /// `integer`, `fake`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer",
+            Self::Fake => "fake",
+        }
+    }
+}
+
+impl std::str::FromStr for Arithmetic {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Integer, Self::Fake]
+            .into_iter()
+            .find(|arithmetic| arithmetic.name() == text)
+            .ok_or_else(|| format!("unknown arithmetic `{text}`; expected integer or fake"))
+    }
+}
+
+/// Executes a recipe: in integers what can be, the rest by rounding in floating point.
+#[derive(Clone, Debug)]
+pub struct IntegerTap {
+    fake: FakeQuant,
+    groups: HashMap<Site, IntegerGroup>,
+    /// Why groups are left to floating point, and how many.
+    left: BTreeMap<&'static str, u64>,
+    kernel: Kernel,
+}
+
+/// A group of linears as integers.
+#[derive(Clone, Debug)]
+struct IntegerGroup {
+    plan: Plan,
+    linears: Vec<IntegerLinear>,
+}
+
+#[derive(Clone, Debug)]
+struct IntegerLinear {
+    weight: PackedWeight,
+    bias: Option<Vec<f32>>,
+    /// Columns that are kept in floating point, `[kept, out]`.
+    kept: Option<Tensor<2>>,
+}
+
+impl IntegerLinear {
+    fn bytes(&self) -> u64 {
+        let kept = self.kept.as_ref().map_or(0, |kept| kept.shape().num_elements());
+        (self.weight.bytes() + 4 * kept) as u64
+    }
+}
+
+impl IntegerTap {
+    /// Packs the weights of a decoder on which a recipe has been carried out.
+    pub fn new(arithmetic: Arithmetic, steps: &[Step], decoder: &Decoder, fake: FakeQuant) -> Self {
+        let mut tap = Self { fake, groups: HashMap::new(), left: BTreeMap::new(), kernel: Kernel::best() };
+        let whole = match arithmetic {
+            Arithmetic::Fake => Some("asked for"),
+            Arithmetic::Integer if !on_host(&decoder.device()) => Some("the device has no integer products"),
+            Arithmetic::Integer => None,
+        };
+        let tally = effective_bits::tally(steps, decoder, &tap.fake);
+        for ((site, group), stored) in decoder.groups().into_iter().zip(&tally.groups) {
+            let shared: Vec<_> = stored.linears.iter().map(|linear| linear.shared).collect();
+            let made = match (whole, shared.contains(&None), tap.fake.rules.get(&site)) {
+                // Nothing is rounded here.
+                (_, true, None) => continue,
+                (Some(why), ..) => Err(why),
+                (_, true, _) => Err("weights in floating point"),
+                (.., None) => Err("activations in floating point"),
+                (.., Some(rule)) => tap.group(site, group, rule, &shared),
+            };
+            match made {
+                Ok(made) => drop(tap.groups.insert(site, made)),
+                Err(why) => *tap.left.entry(why).or_default() += 1,
+            }
+        }
+        tap
+    }
+
+    /// What rounds in floating point, for the groups that are left to it.
+    pub fn fake(&self) -> &FakeQuant {
+        &self.fake
+    }
+
+    /// How many groups are executed in integers.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// How the rounded groups are executed.
+    pub fn report(&self) -> Executed {
+        Executed {
+            kernel: (!self.groups.is_empty()).then(|| self.kernel.name.to_string()),
+            integer_groups: self.groups.len() as u64,
+            floating_groups: self.left.iter().map(|(why, groups)| (why.to_string(), *groups)).collect(),
+        }
+    }
+
+    /// Bytes of the linear layers' weights that a token reads as they are executed: packed codes with their scales, f32
+    /// elsewhere.
+    pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
+        let of = |(site, group): (Site, &Group)| -> u64 {
+            match self.groups.get(&site) {
+                Some(integers) => integers.linears.iter().map(IntegerLinear::bytes).sum(),
+                None => {
+                    group.linears.iter().map(|linear| 4 * linear.weight.shape().num_elements() as u64).sum()
+                }
+            }
+        };
+        decoder.groups().into_iter().map(of).sum::<u64>()
+    }
+
+    /// Whether a site's linears are executed in integers.
+    pub fn is_integer(&self, site: Site) -> bool {
+        self.groups.contains_key(&site)
+    }
+
+    fn group(
+        &self,
+        site: Site,
+        group: &Group,
+        rule: &ActivationRule,
+        shared: &[Option<(Grid, usize)>],
+    ) -> Result<IntegerGroup, &'static str> {
+        let is_float = |grid: Grid| grid.convention().float().is_some();
+        if is_float(rule.grid) || shared.iter().flatten().any(|(grid, _)| is_float(*grid)) {
+            return Err("grids of floating-point numbers");
+        }
+        if matches!(rule.grid.convention(), Convention::AtomAsymmetric | Convention::Omniquant) {
+            return Err("activations whose zero points have no bound");
+        }
+        if self.fake.low_rank.get(&site).is_some_and(|branches| !branches.is_empty()) {
+            return Err("branches beside the weights");
+        }
+        let layout = self.fake.layouts.get(&site).cloned();
+        let Some(channels) = group.linears.first().map(|linear| linear.weight.dims()[1]) else {
+            return Err("no linears");
+        };
+        let of_weights = |sharing: usize| match sharing < channels {
+            true => Granularity::Group(sharing),
+            false => Granularity::Channel,
+        };
+        let sharing: Vec<usize> = shared.iter().flatten().map(|(_, sharing)| *sharing).collect();
+        if sharing.windows(2).any(|pair| of_weights(pair[0]) != of_weights(pair[1])) {
+            return Err("linears of one group whose scales are shared otherwise");
+        }
+        let floating = layout.as_ref().filter(|layout| layout.grid.is_none()).map_or(0, |layout| layout.kept);
+        let by_weights = segments::shares(of_weights(sharing[0]), channels, layout.as_deref());
+        let by_tokens = segments::shares(rule.granularity, channels, layout.as_deref());
+        let segments = segments::between(&by_weights, &by_tokens, floating);
+        let natural: Vec<usize> = (0..channels).collect();
+        let order = layout.as_ref().map_or(&natural, |layout| &layout.order);
+        let mut linears = Vec::with_capacity(group.linears.len());
+        for (linear, (grid, _)) in group.linears.iter().zip(shared.iter().flatten()) {
+            let rounded = values(&linear.weight);
+            let weight = PackedWeight::read(&rounded, order, &by_weights, &segments, grid.bits())
+                .ok_or("weights that are no codes times scales in the order of their channels")?;
+            let widest = segments.iter().map(|segment| segment.to - segment.from).max().unwrap_or(0);
+            if !product::fits(widest, GREATEST_ACTIVATION, weight.greatest) {
+                return Err("sums that may leave 32 bits");
+            }
+            linears.push(IntegerLinear {
+                weight,
+                bias: linear.bias.as_ref().map(values),
+                kept: (floating > 0).then(|| columns(linear, &order[channels - floating..])),
+            });
+        }
+        let with_sums = linears.iter().any(|linear| linear.weight.has_zeros());
+        let plan = Plan { rule: *rule, layout, shares: by_tokens, segments, with_sums };
+        Ok(IntegerGroup { plan, linears })
+    }
+}
+
+/// The greatest |u − z| of a grid whose zero point is among its codes.
+const GREATEST_ACTIVATION: i32 = 255;
+
+impl IntegerGroup {
+    fn forward(&self, x: Tensor<3>, kernel: &Kernel) -> Vec<Tensor<3>> {
+        let ([sequences, tokens, channels], device) = (x.dims(), x.device());
+        // Before the values are taken: what is kept in floating point reads them, too.
+        let floating = self.plan.layout.as_ref().filter(|layout| layout.grid.is_none() && layout.kept > 0);
+        let x = x.try_into_data().expect("a host tensor can be read");
+        let values = x.as_slice::<f32>().expect("activations are f32");
+        let codes = self.plan.encode(values, tokens, channels);
+        let rest = floating.map(|layout| {
+            let kept = &layout.order[layout.rest()..];
+            let rows = values.chunks(channels).flat_map(|row| kept.iter().map(|&c| row[c]));
+            let data = TensorData::new(rows.collect::<Vec<f32>>(), [sequences * tokens, kept.len()]);
+            Tensor::<2>::from_data(data, &device)
+        });
+        let each = self.linears.iter().map(|linear| {
+            let (bias, out) = (linear.bias.as_deref(), linear.weight.out);
+            let y = product::multiply(kernel, &codes, &linear.weight, &self.plan.segments, bias);
+            let y = Tensor::<3>::from_data(TensorData::new(y, [sequences, tokens, out]), &device);
+            match (&rest, &linear.kept) {
+                (Some(rest), Some(kept)) => {
+                    y + rest.clone().matmul(kept.clone()).reshape([sequences, tokens, out])
+                }
+                _ => y,
+            }
+        });
+        each.collect()
+    }
+}
+
+impl Tap for IntegerTap {
+    fn begin(&mut self, past: usize) {
+        self.fake.begin(past);
+    }
+
+    fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
+        match self.groups.get(&site) {
+            Some(integers) => integers.forward(x, &self.kernel),
+            None => self.fake.linears(site, x, group),
+        }
+    }
+
+    fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
+        self.fake.tensor(site, x)
+    }
+}
+
+/// Columns of a linear's weight, `[columns, out]`.
+fn columns(linear: &Linear, of: &[usize]) -> Tensor<2> {
+    let [out, channels] = linear.weight.dims();
+    let values = values(&linear.weight);
+    let picked = of.iter().flat_map(|&c| (0..out).map(move |row| row * channels + c)).map(|i| values[i]);
+    let data = TensorData::new(picked.collect::<Vec<f32>>(), [of.len(), out]);
+    Tensor::from_data(data, &linear.weight.device())
+}
+
+fn values<const D: usize>(of: &Tensor<D>) -> Vec<f32> {
+    of.to_data().try_to_vec().expect("weights and biases are f32 and can be read")
+}
