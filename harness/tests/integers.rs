@@ -1,6 +1,8 @@
 //! Integer execution against its oracles: sums against i64, layers against products in f64 of the values that fake
 //! quantization multiplies, and whole models against fake quantization.
 
+#![allow(clippy::unwrap_used)]
+
 use burn::tensor::{Device, Tensor, TensorData};
 use harness::quantize::direct::Direct;
 use harness::quantize::fake_quant::{ActivationRule, FakeQuant, ScaleSource};
@@ -266,7 +268,7 @@ impl Tap for Beside<'_> {
             let read = values(&self.fake.read(site, x.clone()));
             let channels = x.dims()[2];
             for (linear, y) in group.linears.iter().zip(self.integers.linears(site, x.clone(), group)) {
-                let bias = linear.bias.as_ref().map(|bias| values(bias));
+                let bias = linear.bias.as_ref().map(values);
                 let name = format!("{}: {site}, {}", self.name, linear.name);
                 let segments = channels.div_ceil(16) + 1;
                 within_rounding(

@@ -225,15 +225,16 @@ pub(super) mod x86 {
             for step in 0..panel.len() / 2 {
                 let line = panel.as_ptr().wrapping_add(2 * step + half).cast::<__m128i>();
                 let mut fours = [_mm256_setzero_si256(); ROWS];
-                for r in 0..ROWS {
-                    let four = codes.wrapping_add(r * x.stride + step * STEP).cast::<i32>().read_unaligned();
-                    fours[r] = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+                for (r, four) in fours.iter_mut().enumerate() {
+                    let place = codes.wrapping_add(r * x.stride + step * STEP).cast::<i32>();
+                    *four = _mm256_cvtepu8_epi16(_mm_set1_epi32(place.read_unaligned()));
                 }
-                for quarter in 0..4 {
-                    let weights = _mm256_cvtepi8_epi16(_mm_load_si128(line.wrapping_add(quarter)));
-                    for r in 0..ROWS {
-                        let products = _mm256_madd_epi16(fours[r], weights);
-                        held[r][quarter] = _mm256_add_epi32(held[r][quarter], products);
+                let quarters: [__m256i; 4] = std::array::from_fn(|quarter| {
+                    _mm256_cvtepi8_epi16(_mm_load_si128(line.wrapping_add(quarter)))
+                });
+                for (held, four) in held.iter_mut().zip(&fours) {
+                    for (held, weights) in held.iter_mut().zip(&quarters) {
+                        *held = _mm256_add_epi32(*held, _mm256_madd_epi16(*four, *weights));
                     }
                 }
             }

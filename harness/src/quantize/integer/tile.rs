@@ -116,14 +116,14 @@ per_processor! {
             let less = token.zero.wrapping_neg();
             match columns.zeros {
                 None => {
-                    for c in 0..COLUMNS {
-                        sums[c] = less.wrapping_mul(columns.sums[c]);
+                    for (sum, weights) in sums.iter_mut().zip(columns.sums) {
+                        *sum = less.wrapping_mul(*weights);
                     }
                 }
                 Some(zeros) => {
                     let shifted = token.sum.wrapping_add(less.wrapping_mul(width));
-                    for c in 0..COLUMNS {
-                        sums[c] = zeros[c].wrapping_mul(shifted).wrapping_add(less.wrapping_mul(columns.sums[c]));
+                    for ((sum, zero), weights) in sums.iter_mut().zip(zeros).zip(columns.sums) {
+                        *sum = zero.wrapping_mul(shifted).wrapping_add(less.wrapping_mul(*weights));
                     }
                 }
             }
