@@ -322,10 +322,7 @@ impl Sweep<'_> {
             Err(fault) => {
                 let message = fault.message.clone();
                 self.fail_wanted(cell, id, (&planned, &wanted), fault, underway)?;
-                return self.options.device.still_works().map_err(|e| RunError::Device {
-                    device: self.options.device.name.clone(),
-                    message: format!("{message}; {e}"),
-                });
+                return self.outlived_by_device(&message);
             }
         };
         let mut shared = prepared.detail();
@@ -373,6 +370,14 @@ impl Sweep<'_> {
             self.fail(cell, id, Some(&planned.metric), fault.clone(), underway.clone())?;
         }
         Ok(())
+    }
+
+    /// Goes on behind a fault that was written down, unless the device is gone with it.
+    pub(super) fn outlived_by_device(&self, message: &str) -> Result<(), RunError> {
+        self.options.device.still_works().map_err(|e| RunError::Device {
+            device: self.options.device.name.clone(),
+            message: format!("{message}; {e}"),
+        })
     }
 
     /// Writes a fault down and goes on.

@@ -58,10 +58,7 @@ impl Sweep<'_> {
             Err(fault) => {
                 let message = fault.message.clone();
                 self.fail(cell, id, Some(&evaluation.id()), fault, underway)?;
-                return self.options.device.still_works().map_err(|e| RunError::Device {
-                    device: self.options.device.name.clone(),
-                    message: format!("{message}; {e}"),
-                });
+                return self.outlived_by_device(&message);
             }
         };
         let seconds = underway.seconds();

@@ -217,15 +217,15 @@ impl Sweep<'_> {
                     return self.interrupted();
                 }
                 lane.underway.resume();
-                let led = self.lead(lane, loaded.clone(), &references).and_then(|decoder| {
-                    if let Part::Block(_) = part {
-                        compare(lane, &mut references, &decoder)?;
+                let led = self.lead(lane, loaded.clone(), &references).and_then(|model| {
+                    if let (Some((decoder, _)), Part::Block(_)) = (&model, part) {
+                        compare(lane, &mut references, decoder)?;
                     }
-                    Ok(decoder)
+                    Ok(model)
                 });
                 lane.underway.pause();
                 match led {
-                    Ok(decoder) if part == Part::Head => self.arrive(lane, decoder, &mut references)?,
+                    Ok(Some(model)) if part == Part::Head => self.arrive(lane, model, &mut references)?,
                     Ok(_) => {}
                     Err(Stop::Interrupted) => return self.interrupted(),
                     Err(Stop::Fault(fault)) => {
@@ -285,17 +285,18 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Carries a cell's recipe out on a part, and leads its windows through what comes out.
+    /// Carries a cell's recipe out on a part, and leads its windows through what comes out: the part, and what executes it.
+    /// `None` of a cell that has ended.
     fn lead(
         &mut self,
         lane: &mut Lane,
         mut decoder: Decoder,
         references: &References,
-    ) -> Result<Decoder, Stop> {
+    ) -> Result<Option<(Decoder, IntegerTap)>, Stop> {
         let (cell, interrupt) = (lane.cell, self.interrupt);
         let start = self.start_of(&cell.model.label);
-        let Ok(source) = &self.sources[&cell.model.label] else { return Ok(decoder) };
-        let Some(application) = &mut lane.application else { return Ok(decoder) };
+        let Ok(source) = &self.sources[&cell.model.label] else { return Ok(None) };
+        let Some(application) = &mut lane.application else { return Ok(None) };
         let owner = format!("{:?}", set_key(cell));
         self.collected.keep(owner.clone());
         let (fresh, read) = std::mem::take(&mut lane.of_set);
@@ -356,22 +357,21 @@ impl Sweep<'_> {
             on.streams.seconds += begun.elapsed().as_secs_f64();
             on.streams.executed.join(tap.report());
         }
-        Ok(decoder)
+        Ok(Some((decoder, tap)))
     }
 
     /// Publishes a cell whose recipe is through, and measures behind its head.
     fn arrive(
         &mut self,
         lane: &mut Lane,
-        mut decoder: Decoder,
+        (mut decoder, mut tap): (Decoder, IntegerTap),
         references: &mut References,
     ) -> Result<(), RunError> {
         let Some(application) = lane.application.take() else { return Ok(()) };
         let bits = application.effective_bits(&decoder);
-        let (tap, fitted) = application.finish();
+        let (_, fitted) = application.finish();
         let of_set = std::mem::take(&mut lane.of_set);
         self.publish_cell(lane.cell, &lane.id, (fitted, bits), of_set, lane.underway.clone())?;
-        let mut tap = IntegerTap::new(self.options.arithmetic, &lane.cell.recipe.steps, &decoder, tap);
         for mut on in std::mem::take(&mut lane.evaluations) {
             if let (true, Some(reference)) =
                 (lane.cell.recipe.is_original(), references.remove(&on.evaluation.id()))

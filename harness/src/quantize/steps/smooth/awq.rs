@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use models::architecture::Architecture;
-use models::{Decoder, Group, Off, Port, Site, Tap, kernel};
+use models::{Decoder, Group, Port, Site, Tap, kernel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -284,7 +284,7 @@ impl Method for Awq {
         let key = smooth::search_key(model, json!({ "awq": self }));
         let searched = match model.calibrator.recall(&key) {
             Some(known) => {
-                smooth::lead(model, &mut Off, |model| self.read(model))?;
+                smooth::lead_on(model, |model| self.read(model))?;
                 serde_json::from_value(known).expect("what was remembered is what it was")
             }
             None => {

@@ -1,7 +1,7 @@
 //! `smooth`: channel scales that move difficulty from activations to weights; one file per method.
 
 use models::architecture::Architecture;
-use models::{Port, Site, Tap, token_tensor};
+use models::{Off, Port, Site, Tap, token_tensor};
 use serde_json::{Map, Value, json};
 
 use crate::hidden::Hidden;
@@ -129,6 +129,18 @@ fn lead(
     }
     model.carried.put(stream);
     Ok(())
+}
+
+/// Leads the samples of a search that is remembered to where the next part of the model needs them. Behind the last part, and
+/// so in a whole model, nobody does.
+///
+/// # Errors
+/// As [`lead`].
+fn lead_on(
+    model: &mut ModelInFlight,
+    samples: impl FnOnce(&ModelInFlight) -> Result<Vec<Vec<u32>>, StepError>,
+) -> Result<(), StepError> {
+    if model.decoder.has_head() { Ok(()) } else { lead(model, &mut Off, samples) }
 }
 
 /// What a search is remembered by: the transforms before it, the step, and the part of the model.

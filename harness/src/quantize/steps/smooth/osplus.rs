@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use models::architecture::Architecture;
-use models::{Decoder, Group, Off, Port, RescaleError, Site, Tap};
+use models::{Decoder, Group, Port, RescaleError, Site, Tap};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -253,7 +253,7 @@ impl Method for Osplus {
         let key = smooth::search_key(model, json!({ "osplus": self }));
         let searched = match model.calibrator.recall(&key) {
             Some(known) => {
-                smooth::lead(model, &mut Off, |model| self.read(model))?;
+                smooth::lead_on(model, |model| self.read(model))?;
                 serde_json::from_value(known).expect("what was remembered is what it was")
             }
             None => {
