@@ -35,7 +35,7 @@ mod named;
 pub mod norm;
 pub mod packed;
 pub mod parts;
-mod product;
+pub mod product;
 pub mod rescale;
 pub mod rotate;
 pub mod shapes;

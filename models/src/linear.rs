@@ -22,7 +22,7 @@ impl Linear {
         if kernel::on_host(&x.device()) && kernel::on_host(&self.weight.device()) {
             return product::times_transposed(x, &self.weight, self.bias.as_ref());
         }
-        let y = x.matmul(self.weight.clone().transpose());
+        let y = product::linear(x, self.weight.clone());
         match &self.bias {
             Some(bias) => y + bias.clone().unsqueeze(),
             None => y,

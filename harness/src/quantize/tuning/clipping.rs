@@ -10,10 +10,11 @@
 
 use std::sync::Arc;
 
+use models::per_processor;
 use rayon::prelude::*;
 
 use crate::quantize::StepError;
-use crate::quantize::grid::{Convention, Granularity, Grid};
+use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
 use crate::quantize::rounding::{range, round_with};
 use crate::quantize::solve::gptq;
 use crate::quantize::solve::layout::{Layout, Share};
@@ -206,16 +207,7 @@ fn backward_run(
 ) -> (f32, f32) {
     let (lo, hi) = range(values);
     let scale = grid.fit(lo * low, hi * high, clip);
-    let (least, most) = grid.codes();
-    let mut by_delta = 0f64;
-    for (&w, g) in values.iter().zip(upstream.iter_mut()) {
-        let u = w / scale.delta;
-        let code = u.round_ties_even() + scale.zero;
-        let inside = code >= least && code <= most;
-        let slope = code.clamp(least, most) - scale.zero - if inside { u } else { 0.0 };
-        by_delta += f64::from(*g) * f64::from(slope);
-        *g = if inside { *g } else { 0.0 };
-    }
+    let by_delta = by_delta(values, upstream, scale, grid.codes());
     let (by_low, by_high) = slopes(grid, lo * low * clip, hi * high * clip, scale.delta);
     let (by_low, by_high) = (by_delta as f32 * by_low * clip, by_delta as f32 * by_high * clip);
     if let Some(at) = values.iter().position(|&w| w == lo) {
@@ -225,6 +217,31 @@ fn backward_run(
         upstream[at] += by_high * high;
     }
     (by_low * lo, by_high * hi)
+}
+
+per_processor! {
+    /// The gradient by Δ, and of `upstream` what passes: none beyond the range. Products are added one after another, so
+    /// that the sum is the same on every processor.
+    fn by_delta(values: &[f32], upstream: &mut [f32], scale: Scale, codes: (f32, f32)) -> f64 {
+        const TOGETHER: usize = 64;
+        let (least, most) = codes;
+        let mut sum = 0f64;
+        let mut products = [0f64; TOGETHER];
+        for (values, upstream) in values.chunks(TOGETHER).zip(upstream.chunks_mut(TOGETHER)) {
+            for ((&w, g), product) in values.iter().zip(upstream.iter_mut()).zip(&mut products) {
+                let u = w / scale.delta;
+                let code = u.round_ties_even() + scale.zero;
+                let inside = code >= least && code <= most;
+                let nearest = if code < least { least } else { code };
+                let nearest = if nearest > most { most } else { nearest };
+                let slope = nearest - scale.zero - if inside { u } else { 0.0 };
+                *product = f64::from(*g) * f64::from(slope);
+                *g = if inside { *g } else { 0.0 };
+            }
+            sum = products[..values.len()].iter().fold(sum, |sum, product| sum + product);
+        }
+        sum
+    }
 }
 
 /// ∂Δ/∂lo and ∂Δ/∂hi where Δ was fitted to lo … hi: it is proportional to the largest magnitude, or to the distance of the

@@ -5,7 +5,7 @@
 //! are rounded by the host's own tap, x + (Q(x) − x) with the second part a constant.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use models::{Decoder, Group, Port, Site, Tap};
+use models::{Decoder, Group, Port, Site, Tap, product};
 
 use crate::quantize::fake_quant::FakeQuant;
 use crate::quantize::tuning::adam::Adam;
@@ -80,9 +80,9 @@ impl Tap for Training<'_> {
         let rows = |x: Tensor<3>| x.reshape([sequences * tokens, channels]);
         let (x, read) = (rows(x), rows(read));
         let output = |linear: &GraphLinear| {
-            let mut y = read.clone().matmul(linear.weight.clone().transpose());
+            let mut y = product::linear(read.clone(), linear.weight.clone());
             if let Some((a, b, scale)) = &linear.branch {
-                y = y + x.clone().matmul(a.clone().transpose()).matmul(b.clone().transpose()) * *scale;
+                y = y + product::linear(product::linear(x.clone(), a.clone()), b.clone()) * *scale;
             }
             if let Some(bias) = &linear.bias {
                 y = y + bias.clone().unsqueeze();
