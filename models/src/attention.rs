@@ -167,13 +167,13 @@ pub fn forward(
         };
         (table.pairs, angles)
     });
-    let turn = |x: Tensor<4>| match &turns {
-        Some((pairs, (cos, sin))) => kernel::rotate(x, *pairs, cos, sin),
-        None => x,
+    let turn = |tap: &mut dyn Tap, port: Port, x: Tensor<4>| match &turns {
+        Some((pairs, (cos, sin))) => tap.turned(Site::block(layer, port), x, *pairs, [cos, sin]),
+        None => tap.tensor(Site::block(layer, port), x),
     };
     let k = tap.tensor(Site::block(layer, Port::KPre), split(k, shape.kv_heads));
-    let q = tap.tensor(Site::block(layer, Port::Q), turn(split(q, shape.heads)));
-    let k = tap.tensor(Site::block(layer, Port::K), turn(k));
+    let q = turn(tap, Port::Q, split(q, shape.heads));
+    let k = turn(tap, Port::K, k);
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
     let mut read = KeyValues { keys: k, values: v };

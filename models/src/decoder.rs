@@ -401,8 +401,7 @@ impl Block {
         tap: &mut dyn Tap,
     ) -> (Tensor<3>, KeyValues) {
         let (shape, norms) = (&architecture.attention, self.qk_norms.as_ref());
-        let mut outputs =
-            tap.linears(Site::block(layer, Port::AttnIn), self.attn_norm.forward(x.clone()), &self.qkv);
+        let mut outputs = tap.behind_norm(Site::block(layer, Port::AttnIn), &x, &self.attn_norm, &self.qkv);
         let beside = outputs.split_off(self.qkv.linears.len().min(3));
         let (attended, read) =
             attention::forward(layer, three(outputs), shape, norms, ropes, (past, packed), tap);

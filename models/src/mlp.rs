@@ -78,7 +78,7 @@ impl Mlp {
         let (mlp_in, down_in) = (Site::block(layer, Port::MlpIn), Site::block(layer, Port::DownIn));
         match self {
             Mlp::Gated { norm, gate_up, down, activation } => {
-                let [gate, up] = two(tap.linears(mlp_in, norm.forward(x.clone()), gate_up));
+                let [gate, up] = two(tap.behind_norm(mlp_in, x, norm, gate_up));
                 one(tap.linears(down_in, kernel::gated(*activation, gate, up), down))
             }
             Mlp::Parallel { down, activation } => {
@@ -86,7 +86,7 @@ impl Mlp {
                 one(tap.linears(down_in, kernel::gated(*activation, gate, up), down))
             }
             Mlp::Plain { norm, up, down, activation } => {
-                let up = one(tap.linears(mlp_in, norm.forward(x.clone()), up));
+                let up = one(tap.behind_norm(mlp_in, x, norm, up));
                 one(tap.linears(down_in, kernel::activate(*activation, up), down))
             }
             Mlp::Experts { norm, router, experts, chosen, activation } => {

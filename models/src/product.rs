@@ -111,10 +111,13 @@ impl<B: Gradient, C: CheckpointStrategy> Products for Autodiff<B, C> {
         let wanted = [x.is_tracked(), weight.is_tracked()];
         match Linear.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let kept = [wanted[1].then(|| prep.checkpoint(&x)), wanted[0].then(|| prep.checkpoint(&weight))];
+                let kept =
+                    [wanted[1].then(|| prep.checkpoint(&x)), wanted[0].then(|| prep.checkpoint(&weight))];
                 prep.finish(kept, B::rows_by_rows(x.into_primitive(), weight.into_primitive()))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::rows_by_rows(x.into_primitive(), weight.into_primitive())),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::rows_by_rows(x.into_primitive(), weight.into_primitive()))
+            }
         }
     }
 }

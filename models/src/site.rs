@@ -7,7 +7,10 @@ use std::fmt;
 
 use burn::tensor::Tensor;
 
+use crate::architecture::Pairs;
+use crate::kernel;
 use crate::linear::Group;
+use crate::norm::Normalisation;
 
 /// A named place of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,6 +139,21 @@ pub trait Tap {
         group.forward(x)
     }
 
+    /// At a site that `group` reads behind a norm. By default the norm, then as [`Tap::linears`]: a tap that does both at once
+    /// says so here.
+    ///
+    /// # Shapes
+    /// `x` is `[sequences, tokens, hidden]`; the result as [`Tap::linears`] says.
+    fn behind_norm(
+        &mut self,
+        site: Site,
+        x: &Tensor<3>,
+        norm: &Normalisation,
+        group: &Group,
+    ) -> Vec<Tensor<3>> {
+        self.linears(site, norm.forward(x.clone()), group)
+    }
+
     /// At a site of an expert, which sees some tokens of one sequence at a time; an expert without tokens is not called.
     /// By default as [`Tap::linears`], to which these tokens are a sequence.
     ///
@@ -153,6 +171,15 @@ pub trait Tap {
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
         let _ = site;
         x
+    }
+
+    /// At `q` or `k`, in front of the rotary embedding. By default the embedding, then as [`Tap::tensor`]: a tap that does both
+    /// at once says so here.
+    ///
+    /// # Shapes
+    /// `x` and the result are `[sequences, heads, tokens, head_dim]`, the angles' cosines and sines `[tokens, head_dim / 2]`.
+    fn turned(&mut self, site: Site, x: Tensor<4>, pairs: Pairs, [cos, sin]: [&Tensor<2>; 2]) -> Tensor<4> {
+        self.tensor(site, kernel::rotate(x, pairs, cos, sin))
     }
 
     /// The residual stream after block `layer`, to be seen only: the hidden states of arXiv 2405.14428, figure 1.

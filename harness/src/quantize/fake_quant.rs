@@ -5,11 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use models::kernel::change_in_place;
-use models::{Group, Site, Tap};
+use models::architecture::Pairs;
+use models::kernel::{self, change_in_place};
+use models::{Group, Normalisation, Site, Tap};
 
 use crate::quantize::cache_rounding::{self, CacheRule};
 use crate::quantize::grid::{Granularity, Grid, Scale};
+#[cfg(feature = "cube")]
+use crate::quantize::kernels;
 use crate::quantize::low_rank::LowRank;
 use crate::quantize::rounding;
 use crate::quantize::solve::layout::Layout;
@@ -100,6 +103,34 @@ impl Tap for FakeQuant {
         };
         let outputs = group.forward(self.read(site, x.clone()));
         outputs.into_iter().zip(branches).map(|(y, branch)| y + branch.forward(x.clone())).collect()
+    }
+
+    #[cfg(feature = "cube")]
+    fn behind_norm(
+        &mut self,
+        site: Site,
+        x: &Tensor<3>,
+        norm: &Normalisation,
+        group: &Group,
+    ) -> Vec<Tensor<3>> {
+        // A branch reads the activation as it was.
+        let rule = self
+            .rules
+            .get(&site)
+            .filter(|_| !self.layouts.contains_key(&site) && !self.low_rank.contains_key(&site));
+        match rule.and_then(|rule| kernels::norm::and_round(x, norm, rule)) {
+            Some(rounded) => group.forward(rounded),
+            None => self.linears(site, norm.forward(x.clone()), group),
+        }
+    }
+
+    #[cfg(feature = "cube")]
+    fn turned(&mut self, site: Site, x: Tensor<4>, pairs: Pairs, angles: [&Tensor<2>; 2]) -> Tensor<4> {
+        let rule = self.cache.get(&site);
+        match rule.and_then(|rule| kernels::rotary::and_round(&x, pairs, angles, rule, self.position)) {
+            Some(rounded) => rounded,
+            None => self.tensor(site, kernel::rotate(x, pairs, angles[0], angles[1])),
+        }
     }
 
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {

@@ -41,6 +41,8 @@ pub mod equivalence;
 pub mod fake_quant;
 pub mod grid;
 pub mod integer;
+#[cfg(feature = "cube")]
+pub mod kernels;
 pub mod likelihood;
 pub mod low_rank;
 pub mod parts;

@@ -11,6 +11,8 @@ use rayon::prelude::*;
 use crate::quantize::StepError;
 use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity, Grid, Scale};
+#[cfg(feature = "cube")]
+use crate::quantize::kernels;
 
 /// Values per parallel task.
 const GRAIN: usize = 1 << 14;
@@ -159,7 +161,12 @@ pub fn round_activation(x: Tensor<3>, rule: &ActivationRule) -> Tensor<3> {
         });
     }
     let runs = sequences * tokens * channels / width;
-    round_on_device(x.reshape([runs, width]), rule.grid, rule.clip).reshape([sequences, tokens, channels])
+    let x = x.reshape([runs, width]);
+    #[cfg(feature = "cube")]
+    if let Some(rounded) = kernels::round::runs(&x, rule.grid, rule.clip) {
+        return rounded.reshape([sequences, tokens, channels]);
+    }
+    round_on_device(x, rule.grid, rule.clip).reshape([sequences, tokens, channels])
 }
 
 /// Rounds every value of `[sequences, tokens, channels]` with one given scale.
@@ -169,6 +176,15 @@ pub fn round_with_static(x: Tensor<3>, grid: Grid, scale: Scale) -> Tensor<3> {
             values.par_chunks_mut(GRAIN).for_each(|chunk| round_with(chunk, grid, scale));
         });
     }
+    #[cfg(feature = "cube")]
+    if let Some(rounded) = kernels::round::with_one_scale(&x, grid, scale) {
+        return rounded;
+    }
+    with_static_on_device(x, grid, scale)
+}
+
+/// As [`round_with_static`], by tensor operations.
+pub fn with_static_on_device(x: Tensor<3>, grid: Grid, scale: Scale) -> Tensor<3> {
     let (lo, hi) = grid.codes();
     let code = (x / scale.delta).round() + scale.zero;
     (code.clamp(lo, hi) - scale.zero) * scale.delta

@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+#[cfg(feature = "cube")]
+use super::cube;
 use super::{Hadamard, Matrix};
 use crate::kernel::{change_in_place, on_host};
 
@@ -92,6 +94,10 @@ impl OnDevice {
             return Self::new(self.hadamard.clone(), &x.device()).forward(x);
         }
         let values: usize = dims.iter().product();
+        #[cfg(feature = "cube")]
+        if let Some(y) = self.by_kernel(&x) {
+            return y;
+        }
         let mut x = x.reshape([values / width, width]);
         if let Some(signs) = &self.signs {
             x = x * signs.clone().unsqueeze();
@@ -113,5 +119,17 @@ impl OnDevice {
             x = product.reshape([rows, block / order, order]).swap_dims(1, 2).reshape([rows, block]);
         }
         x.reshape(dims)
+    }
+
+    /// In one launch, where one knows the matrix and the device, and a run fits into what units share.
+    #[cfg(feature = "cube")]
+    fn by_kernel<const D: usize>(&self, x: &Tensor<D>) -> Option<Tensor<D>> {
+        let Matrix::Kronecker(m, _, sylvester) = &self.hadamard.matrix else { return None };
+        let factor = match self.factors.first() {
+            Some(Factor::Matrix(factor)) if *m > 1 => Some(factor),
+            _ => None,
+        };
+        let shape = cube::Shape { factor: *m, sylvester: *sylvester, inner: self.hadamard.inner };
+        cube::transform(x, shape, factor, self.signs.as_ref())
     }
 }

@@ -24,6 +24,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cube")]
+mod cube;
 mod device;
 mod fast;
 mod field;

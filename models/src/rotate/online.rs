@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 
+use crate::architecture::Pairs;
 use crate::hadamard::{Hadamard, OnDevice};
+use crate::kernel;
 use crate::linear::Group;
+use crate::norm::Normalisation;
 use crate::site::{Routed, Site, Tap};
 
 /// What happens to the activation of one site before the tap sees it.
@@ -107,12 +110,32 @@ impl Tap for Turning<'_> {
         self.inner.linears(site, self.online.forward(site, x), group)
     }
 
+    fn behind_norm(
+        &mut self,
+        site: Site,
+        x: &Tensor<3>,
+        norm: &Normalisation,
+        group: &Group,
+    ) -> Vec<Tensor<3>> {
+        match self.online.0.contains_key(&site) {
+            true => self.linears(site, norm.forward(x.clone()), group),
+            false => self.inner.behind_norm(site, x, norm, group),
+        }
+    }
+
     fn routed(&mut self, site: Site, x: Tensor<3>, group: &Group, routed: &Routed) -> Vec<Tensor<3>> {
         self.inner.routed(site, self.online.forward(site, x), group, routed)
     }
 
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
         self.inner.tensor(site, self.online.forward(site, x))
+    }
+
+    fn turned(&mut self, site: Site, x: Tensor<4>, pairs: Pairs, angles: [&Tensor<2>; 2]) -> Tensor<4> {
+        match self.online.0.contains_key(&site) {
+            true => self.tensor(site, kernel::rotate(x, pairs, angles[0], angles[1])),
+            false => self.inner.turned(site, x, pairs, angles),
+        }
     }
 
     fn residual(&mut self, layer: usize, x: &Tensor<3>) {

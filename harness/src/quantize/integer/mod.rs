@@ -26,8 +26,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use burn::tensor::{Tensor, TensorData};
+use models::architecture::Pairs;
 use models::kernel::on_host;
-use models::{Decoder, Group, Linear, Site, Tap};
+use models::{Decoder, Group, Linear, Normalisation, Site, Tap};
 use serde::{Deserialize, Serialize};
 
 use crate::quantize::effective_bits;
@@ -277,8 +278,25 @@ impl Tap for IntegerTap {
         }
     }
 
+    fn behind_norm(
+        &mut self,
+        site: Site,
+        x: &Tensor<3>,
+        norm: &Normalisation,
+        group: &Group,
+    ) -> Vec<Tensor<3>> {
+        match self.groups.get(&site) {
+            Some(integers) => integers.forward(norm.forward(x.clone()), &self.kernel),
+            None => self.fake.behind_norm(site, x, norm, group),
+        }
+    }
+
     fn tensor(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
         self.fake.tensor(site, x)
+    }
+
+    fn turned(&mut self, site: Site, x: Tensor<4>, pairs: Pairs, angles: [&Tensor<2>; 2]) -> Tensor<4> {
+        self.fake.turned(site, x, pairs, angles)
     }
 }
 

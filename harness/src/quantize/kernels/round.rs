@@ -1,0 +1,90 @@
+//! Rounding an activation.
+
+use burn::backend::Cube;
+use burn::tensor::Tensor;
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::prelude::*;
+
+use super::{Codes, MOST_UNITS, codes, delta_of, ends, join_ends, like, on_cube, on_grid, units, zero_of};
+use crate::quantize::grid::{Convention, Grid, Scale};
+
+/// Rounds every row of `[runs, width]` with its own scale.
+pub fn runs(x: &Tensor<2>, grid: Grid, clip: f32) -> Option<Tensor<2>> {
+    let [runs, width] = x.dims();
+    let (codes, x) = (codes(grid, clip)?, on_cube(x)?);
+    let (out, client, units) = (like(&x), x.client.clone(), units(width));
+    round_runs::launch(
+        &client,
+        CubeCount::new_1d(runs as u32),
+        CubeDim::new_1d(units as u32),
+        x.into_buffer_arg(),
+        out.clone().into_buffer_arg(),
+        codes,
+        width,
+        units,
+        grid.convention(),
+    );
+    Some(Tensor::from_primitive::<Cube>(out))
+}
+
+/// Rounds every value with one given scale.
+pub fn with_one_scale<const D: usize>(x: &Tensor<D>, grid: Grid, scale: Scale) -> Option<Tensor<D>> {
+    let (codes, x) = (codes(grid, 1.0)?, on_cube(x)?);
+    let (out, client) = (like(&x), x.client.clone());
+    let values = x.meta.num_elements();
+    round_values::launch(
+        &client,
+        CubeCount::new_1d(values.div_ceil(MOST_UNITS) as u32),
+        CubeDim::new_1d(MOST_UNITS as u32),
+        x.into_buffer_arg(),
+        out.clone().into_buffer_arg(),
+        codes,
+        scale.delta,
+        scale.zero,
+    );
+    Some(Tensor::from_primitive::<Cube>(out))
+}
+
+/// One cube a run.
+#[cube(launch)]
+fn round_runs(
+    x: &[f32],
+    out: &mut [f32],
+    codes: &Codes,
+    #[comptime] width: usize,
+    #[comptime] units: usize,
+    #[comptime] convention: Convention,
+) {
+    let from = CUBE_POS as usize * width;
+    let unit = UNIT_POS as usize;
+    let mut low = x[from];
+    let mut high = low;
+    let mut i = unit;
+    while i < width {
+        low = min(low, x[from + i]);
+        high = max(high, x[from + i]);
+        i += units;
+    }
+    let mut lows = Shared::new_slice(units);
+    let mut highs = Shared::new_slice(units);
+    lows[unit] = low;
+    highs[unit] = high;
+    join_ends(&mut lows, &mut highs, units);
+    let (low, high) = ends(lows[0], highs[0], codes, convention);
+    let delta = delta_of(low, high, codes, convention);
+    let zero = zero_of(low, delta, codes, convention);
+    let mut i = unit;
+    while i < width {
+        out[from + i] = on_grid(x[from + i], delta, zero, codes);
+        i += units;
+    }
+}
+
+/// One unit a value.
+#[cube(launch)]
+fn round_values(x: &[f32], out: &mut [f32], codes: &Codes, delta: f32, zero: f32) {
+    let at = ABSOLUTE_POS as usize;
+    if at < x.len() {
+        out[at] = on_grid(x[at], delta, zero, codes);
+    }
+}
