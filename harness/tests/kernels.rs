@@ -46,7 +46,7 @@ fn tensor<const D: usize>(values: &[f32], dims: [usize; D], device: &Device) -> 
 }
 
 fn read<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().try_to_vec().unwrap()
+    x.into_data().try_to_vec().expect("f32 that can be read")
 }
 
 /// A sum in another order may carry a value over a boundary of its grid: no value moves by more than a step, and of a

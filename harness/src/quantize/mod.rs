@@ -8,6 +8,7 @@
 //! | [`effective_bits`] | what a recipe stores and moves per value, scales and exemptions included |
 //! | [`fake_quant`] | the tap that rounds what linears read and what the cache holds |
 //! | [`integer`] | the tap that multiplies codes as integers, where grids are whole numbers |
+//! | `kernels` | rounding on devices of CubeCL, alone and behind what makes the activation |
 //! | [`equivalence`] | the gate that every function-preserving step passes |
 //! | [`parts`] | a recipe carried out on a model whole, or part by part |
 //! | [`direct`] | what steps ask of their surroundings, without a run around them |

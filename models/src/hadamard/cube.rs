@@ -98,7 +98,7 @@ fn butterflies(
 ) {
     let width = comptime!(factor * sylvester * inner);
     let pairs = comptime!(factor * sylvester * inner / 2);
-    let from = CUBE_POS as usize * width;
+    let from = CUBE_POS * width;
     let unit = UNIT_POS as usize;
     let mut run = Shared::new_slice(width);
     let mut i = unit;

@@ -66,7 +66,7 @@ fn norm_and_round(
     #[comptime] units: usize,
     #[comptime] convention: Convention,
 ) {
-    let from = CUBE_POS as usize * hidden;
+    let from = CUBE_POS * hidden;
     let unit = UNIT_POS as usize;
     let mut lows = Shared::new_slice(units);
     let mut highs = Shared::new_slice(units);

@@ -69,8 +69,8 @@ fn turn_and_round(
     #[comptime] convention: Convention,
 ) {
     let half = comptime!(head_dim / 2);
-    let from = CUBE_POS as usize * head_dim;
-    let token = CUBE_POS as usize % tokens;
+    let from = CUBE_POS * head_dim;
+    let token = CUBE_POS % tokens;
     let unit = UNIT_POS as usize;
     let mut turned = Shared::new_slice(head_dim);
     let mut lows = Shared::new_slice(units);

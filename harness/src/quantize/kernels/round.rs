@@ -55,7 +55,7 @@ fn round_runs(
     #[comptime] units: usize,
     #[comptime] convention: Convention,
 ) {
-    let from = CUBE_POS as usize * width;
+    let from = CUBE_POS * width;
     let unit = UNIT_POS as usize;
     let mut low = x[from];
     let mut high = low;
@@ -83,7 +83,7 @@ fn round_runs(
 /// One unit a value.
 #[cube(launch)]
 fn round_values(x: &[f32], out: &mut [f32], codes: &Codes, delta: f32, zero: f32) {
-    let at = ABSOLUTE_POS as usize;
+    let at = ABSOLUTE_POS;
     if at < x.len() {
         out[at] = on_grid(x[at], delta, zero, codes);
     }
