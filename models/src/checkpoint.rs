@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use memmap2::{Mmap, UncheckedAdvice};
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -432,14 +433,31 @@ fn shards(folder: &Path, index: Option<Vec<u8>>) -> Result<Vec<String>, Checkpoi
 
 /// Little-endian floats as f32; `None` for other types.
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    fn convert<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
-        let (elements, _) = bytes.as_chunks::<N>();
-        elements.par_iter().with_min_len(1 << 14).map(|&element| one(element)).collect()
+    /// Halves that are converted together, eight or sixteen at a time where the processor can.
+    const TOGETHER: usize = 1 << 12;
+    fn halves<H: Copy + Sync>(bytes: &[u8], zero: H, one: impl Fn([u8; 2]) -> H + Sync) -> Vec<f32>
+    where
+        [H]: HalfFloatSliceExt,
+    {
+        let mut values = vec![0.0f32; bytes.len() / 2];
+        let parts = values.par_chunks_mut(TOGETHER).zip(bytes.par_chunks(2 * TOGETHER));
+        parts.with_min_len(4).for_each(|(values, bytes)| {
+            let mut halves = [zero; TOGETHER];
+            let halves = &mut halves[..values.len()];
+            for (half, &bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *half = one(bytes);
+            }
+            halves.convert_to_f32_slice(values);
+        });
+        values
     }
     match dtype {
-        Dtype::F32 => Some(convert(bytes, f32::from_le_bytes)),
-        Dtype::F16 => Some(convert(bytes, |b| half::f16::from_le_bytes(b).to_f32())),
-        Dtype::BF16 => Some(convert(bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
+        Dtype::F32 => {
+            let (elements, _) = bytes.as_chunks::<4>();
+            Some(elements.par_iter().with_min_len(1 << 14).map(|&b| f32::from_le_bytes(b)).collect())
+        }
+        Dtype::F16 => Some(halves(bytes, half::f16::ZERO, half::f16::from_le_bytes)),
+        Dtype::BF16 => Some(halves(bytes, half::bf16::ZERO, half::bf16::from_le_bytes)),
         _ => None,
     }
 }

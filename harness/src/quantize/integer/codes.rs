@@ -17,10 +17,11 @@ const NEAR: f64 = 1e-4;
 /// Δ of values that share a scale, with v = k·Δ in f32 and |k| at most [`GREATEST`]; `None` where there is none. `bits` is
 /// a hint: the largest values of a grid are tried first. The largest Δ among several need not be found. Values of k are at most [`GREATEST`] apart, zero included.
 pub fn delta(values: &[f32], bits: u8) -> Option<f32> {
-    if !values.iter().all(|v| v.is_finite()) {
+    if !is_finite(values) {
         return None;
     }
-    let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let (lo, hi) = range(values);
+    let largest = hi.max(-lo);
     if largest == 0.0 {
         return Some(1.0);
     }
@@ -41,6 +42,12 @@ fn is_right(values: &[f32], delta: f32) -> bool {
     }
     let (lo, hi) = range(values);
     code(hi.max(0.0), delta) - code(lo.min(0.0), delta) <= GREATEST
+}
+
+per_processor! {
+    fn is_finite(values: &[f32]) -> bool {
+        values.iter().fold(true, |all, v| all & v.is_finite())
+    }
 }
 
 per_processor! {

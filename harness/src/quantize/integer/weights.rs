@@ -58,8 +58,15 @@ impl PackedWeight {
         segments: &[Segment],
         bits: u8,
     ) -> Option<Self> {
-        let rows: Option<Vec<Row>> =
-            values.par_chunks(order.len()).map(|row| Row::read(row, order, shares, segments, bits)).collect();
+        let is_natural = order.iter().enumerate().all(|(place, &c)| place == c);
+        let read = |row: &[f32]| match is_natural {
+            true => Row::read(row, shares, segments, bits),
+            false => {
+                let ordered: Vec<f32> = order.iter().map(|&c| row[c]).collect();
+                Row::read(&ordered, shares, segments, bits)
+            }
+        };
+        let rows: Option<Vec<Row>> = values.par_chunks(order.len()).map(read).collect();
         let rows = rows?;
         let (out, padded) = (rows.len(), width(segments));
         let lines = padded / STEP * 2;
@@ -126,21 +133,21 @@ impl PackedWeight {
 }
 
 impl Row {
-    fn read(row: &[f32], order: &[usize], shares: &[Share], segments: &[Segment], bits: u8) -> Option<Self> {
+    /// Of values in the order of places.
+    fn read(row: &[f32], shares: &[Share], segments: &[Segment], bits: u8) -> Option<Self> {
         let mut read = Self {
             codes: vec![0; width(segments)],
             deltas: vec![0.0; segments.len()],
             zeros: vec![0; segments.len()],
             greatest: 0,
         };
-        let in_order: Vec<f32> = order.iter().map(|&c| row[c]).collect();
         for share in shares {
             let inside: Vec<usize> =
                 (0..segments.len()).filter(|&s| (share.from..share.to).contains(&segments[s].from)).collect();
             if inside.is_empty() {
                 continue;
             }
-            let values = &in_order[share.from..share.to];
+            let values = &row[share.from..share.to];
             let delta = delta(values, bits)?;
             let (lo, hi) = range(values);
             let (least, most) = (code(lo, delta).min(0), code(hi, delta).max(0));
@@ -153,7 +160,7 @@ impl Row {
             for s in inside {
                 let Segment { from, to, at } = segments[s];
                 (read.deltas[s], read.zeros[s]) = (delta, zero);
-                encode(&in_order[from..to], delta, zero, &mut read.codes[at..at + to - from]);
+                encode(&row[from..to], delta, zero, &mut read.codes[at..at + to - from]);
             }
         }
         Some(read)
@@ -163,8 +170,10 @@ impl Row {
 /// A line of a panel of up to [`COLUMNS`] rows.
 fn line_of(rows: &[Row], line: usize) -> Line {
     let (step, half) = (line / 2, line % 2);
-    Line(std::array::from_fn(|i| {
-        let column = half * COLUMNS / 2 + i / STEP;
-        rows.get(column).map_or(0, |row| row.codes[step * STEP + i % STEP])
-    }))
+    let mut codes = [0; _];
+    let rows = rows.iter().skip(half * COLUMNS / 2);
+    for (row, codes) in rows.zip(codes.as_chunks_mut::<STEP>().0) {
+        codes.copy_from_slice(&row.codes[step * STEP..][..STEP]);
+    }
+    Line(codes)
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use burn::tensor::{Tensor, TensorData};
 use models::kernel::change_in_place;
 use models::{Decoder, Site};
+use rayon::prelude::*;
 
 use crate::calibrate::set::stream;
 use crate::quantize::StepError;
@@ -134,7 +135,7 @@ impl Learned {
             .as_ref()
             .map(|smoothing| smoothing.by_channel().iter().map(|&s| s as f32).collect());
         let rows = self.row_scales(block, site, linear);
-        for (r, row) in weight.chunks_mut(plain.dims[1]).enumerate() {
+        weight.par_chunks_mut(plain.dims[1]).enumerate().with_min_len(64).for_each(|(r, row)| {
             if let Some(columns) = &columns {
                 row.iter_mut().zip(columns).for_each(|(w, s)| *w *= s);
             }
@@ -142,7 +143,7 @@ impl Learned {
                 let factor = (1.0 / rows[r]) as f32;
                 row.iter_mut().for_each(|w| *w *= factor);
             }
-        }
+        });
         weight
     }
 

@@ -6,6 +6,7 @@
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use models::{Decoder, Group, Port, Site, Tap, product};
+use rayon::prelude::*;
 
 use crate::quantize::fake_quant::FakeQuant;
 use crate::quantize::tuning::adam::Adam;
@@ -226,16 +227,14 @@ pub fn gradients(
                     let shares = own.linears[l].clips.as_ref();
                     clips = clipping::backward(&linear.effective, &mut by_weight, runs, shares);
                 }
-                let [_, input] = plain.dims;
-                for (r, (g, w)) in by_weight.chunks(input).zip(linear.effective.chunks(input)).enumerate() {
+                if own.smoothing.is_some() || divided.is_some() {
+                    let (by_row, by_column) = products(&by_weight, &linear.effective, plain.dims);
                     if let Some(smoothing) = &own.smoothing {
-                        let products = g.iter().zip(w).map(|(g, w)| f64::from(g * w));
-                        products
-                            .zip(&smoothing.producers)
-                            .for_each(|(p, &producer)| by_log[s][producer] += p);
+                        let columns = by_column.iter().zip(&smoothing.producers);
+                        columns.for_each(|(sum, &producer)| by_log[s][producer] += sum);
                     }
                     if let Some(q) = divided {
-                        by_log[q][r] -= g.iter().zip(w).map(|(g, w)| f64::from(g * w)).sum::<f64>();
+                        by_log[q].iter_mut().zip(by_row).for_each(|(log, sum)| *log -= sum);
                     }
                 }
             }
@@ -247,6 +246,33 @@ pub fn gradients(
         site.smoothing = own.smoothing.as_ref().map(|smoothing| smoothing.gradient(by_log));
     }
     (value, found)
+}
+
+/// The sums of g·w over the rows' and over the columns' values.
+fn products(g: &[f32], w: &[f32], [rows, columns]: [usize; 2]) -> (Vec<f64>, Vec<f64>) {
+    /// Rows whose sums are taken one after another, whatever the number of threads.
+    const TOGETHER: usize = 64;
+    let parts: Vec<(Vec<f64>, Vec<f64>)> = g
+        .par_chunks(TOGETHER * columns)
+        .zip(w.par_chunks(TOGETHER * columns))
+        .map(|(g, w)| {
+            let mut by_column = vec![0.0f64; columns];
+            let by_row = g.chunks(columns).zip(w.chunks(columns)).map(|(g, w)| {
+                for ((sum, g), w) in by_column.iter_mut().zip(g).zip(w) {
+                    *sum += f64::from(g * w);
+                }
+                g.iter().zip(w).map(|(g, w)| f64::from(g * w)).sum()
+            });
+            let by_row = by_row.collect();
+            (by_row, by_column)
+        })
+        .collect();
+    let (mut by_row, mut by_column) = (Vec::with_capacity(rows), vec![0.0f64; columns]);
+    for (rows, columns) in parts {
+        by_row.extend(rows);
+        by_column.iter_mut().zip(columns).for_each(|(sum, part)| *sum += part);
+    }
+    (by_row, by_column)
 }
 
 /// The values of a prefix, which are divided with the rows of v.
