@@ -336,6 +336,9 @@ fn recipes_and_folders_are_compared_window_by_window() {
     assert_eq!(pair.len(), 1);
     assert_eq!(pair[0]["units"], 4);
 
+    let ended = place.run(&["compare", "results/experiment", "-r", "w3"]).exits_with(2);
+    assert!(ended.stderr.contains("--first") && ended.stdout.is_empty(), "{}", ended.stderr);
+
     // Another folder with the same cells differs in nothing.
     place.sweep(&["--results", "other"]).exits_with(0);
     let ended = place.run(&["compare", "results/experiment", "other", "-t", "perplexity"]).exits_with(0);

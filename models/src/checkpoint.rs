@@ -9,8 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use memmap2::{Mmap, UncheckedAdvice};
 use half::slice::HalfFloatSliceExt;
+use memmap2::{Mmap, UncheckedAdvice};
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

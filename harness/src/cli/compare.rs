@@ -50,8 +50,11 @@ pub struct CompareArgs {
 /// Prints the tables of what can be compared.
 ///
 /// # Errors
-/// Where a folder holds no records.
+/// Where a folder holds no records, and of filters by recipe.
 pub fn run(args: &CompareArgs) -> Result<Outcome, CliError> {
+    if !args.options.keep_recipes.is_empty() || !args.options.drop_recipes.is_empty() {
+        return Err(CliError::NoSide);
+    }
     let read = |dir: &PathBuf| -> Result<_, ReportError> { Ok(Store::open_read_only(dir)?.contents()?) };
     let first = read(&args.dir)?;
     let other = args.other.as_ref().map(read).transpose()?;

@@ -115,6 +115,9 @@ pub enum CliError {
         /// Its methods.
         methods: String,
     },
+    /// Filters that say nothing of which side is meant.
+    #[error("-r and -R do not say which side they are of: choose with --first GLOB and --second GLOB")]
+    NoSide,
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
