@@ -24,6 +24,8 @@ pub mod blocks;
 pub mod builtin;
 pub mod cache;
 pub mod checkpoint;
+#[cfg(feature = "cube")]
+pub mod cube_tensor;
 pub mod decoder;
 pub mod families;
 pub mod hadamard;

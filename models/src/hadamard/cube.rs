@@ -2,12 +2,12 @@
 //! turn it level by level, n·log n instead of the n·(32 + 32 + …) of products with small matrices.
 
 use burn::backend::Cube;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+
+use crate::cube_tensor::{like, on_cube};
 
 /// Units that share a run.
 const UNITS: usize = 256;
@@ -27,12 +27,6 @@ impl Shape {
     fn width(self) -> usize {
         self.factor * self.sylvester * self.inner
     }
-}
-
-/// A tensor as kernels read it; `None` where its device is not CubeCL's, a gradient is wanted, or it is not f32.
-fn on_cube<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
-    let x = x.clone().try_into_primitive::<Cube>().ok()?;
-    (x.dtype == DType::F32).then(|| into_contiguous(x))
 }
 
 /// The signed x times R = F ⊗ S ⊗ I, run by run along the last dimension; `None` where it cannot be had.
@@ -61,9 +55,7 @@ pub fn transform<const D: usize>(
         Some(signs) => Some(on_cube(signs)?),
         None => None,
     });
-    let out =
-        empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.meta.shape().clone(), x.dtype);
-    let client = x.client.clone();
+    let (out, client) = (like(&x), x.client.clone());
     let runs = x.meta.num_elements() / width;
     butterflies::launch(
         &client,

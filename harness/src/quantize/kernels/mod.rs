@@ -11,13 +11,8 @@
 //! Each is asked first and answers `None` where it does not know the device, the numbers or the convention; then the tensor
 //! operations do it. Tests hold the two together.
 
-use burn::backend::Cube;
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
-use burn_cubecl::tensor::CubeTensor;
 
 use crate::quantize::grid::{Convention, Grid};
 
@@ -31,18 +26,6 @@ const MOST_UNITS: usize = 256;
 /// So many units that none waits for a short run.
 fn units(width: usize) -> usize {
     width.next_power_of_two().clamp(32, MOST_UNITS)
-}
-
-/// A tensor as kernels read it, in rows from the first place on; `None` where its device is not CubeCL's, a gradient is
-/// wanted, or it is not f32.
-fn on_cube<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
-    let x = x.clone().try_into_primitive::<Cube>().ok()?;
-    (x.dtype == DType::F32).then(|| into_contiguous(x))
-}
-
-/// Room for values beside `x`.
-fn like(x: &CubeTensor) -> CubeTensor {
-    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.meta.shape().clone(), x.dtype)
 }
 
 /// What a kernel knows of a grid.
@@ -133,11 +116,21 @@ fn on_grid(x: f32, delta: f32, zero: f32, codes: &Codes) -> f32 {
     (code - zero) * delta
 }
 
-/// The smallest and the largest of what every unit of a cube has found; in place 0 of both afterwards, for all units.
+/// Δ and the zero point of the run that the units of a cube share, of the smallest and the largest value that each has found.
 #[cube]
-fn join_ends(lows: &mut [f32], highs: &mut [f32], #[comptime] units: usize) {
-    sync_cube();
+fn scale_of(
+    low: f32,
+    high: f32,
+    lows: &mut [f32],
+    highs: &mut [f32],
+    codes: &Codes,
+    #[comptime] units: usize,
+    #[comptime] convention: Convention,
+) -> (f32, f32) {
     let unit = UNIT_POS as usize;
+    lows[unit] = low;
+    highs[unit] = high;
+    sync_cube();
     let mut step = comptime!(units / 2).runtime();
     while step > 0 {
         if unit < step {
@@ -147,4 +140,7 @@ fn join_ends(lows: &mut [f32], highs: &mut [f32], #[comptime] units: usize) {
         sync_cube();
         step /= 2;
     }
+    let (low, high) = ends(lows[0], highs[0], codes, convention);
+    let delta = delta_of(low, high, codes, convention);
+    (delta, zero_of(low, delta, codes, convention))
 }

@@ -6,8 +6,9 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use models::Normalisation;
 use models::architecture::Norm;
+use models::cube_tensor::{like, on_cube};
 
-use super::{Codes, codes, delta_of, ends, join_ends, like, on_cube, on_grid, units, zero_of};
+use super::{Codes, codes, on_grid, scale_of, units};
 use crate::quantize::fake_quant::{ActivationRule, ScaleSource};
 use crate::quantize::grid::{Convention, Granularity};
 
@@ -103,12 +104,7 @@ fn norm_and_round(
             high = max(high, y);
             i += units;
         }
-        lows[unit] = low;
-        highs[unit] = high;
-        join_ends(&mut lows, &mut highs, units);
-        let (low, high) = ends(lows[0], highs[0], codes, convention);
-        let delta = delta_of(low, high, codes, convention);
-        let zero = zero_of(low, delta, codes, convention);
+        let (delta, zero) = scale_of(low, high, &mut lows, &mut highs, codes, units, convention);
         let mut i = run + unit;
         while i < run + width {
             let y = x[from + i] * inverse * (weight[i] + offset);

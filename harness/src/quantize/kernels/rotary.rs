@@ -5,8 +5,9 @@ use burn::tensor::Tensor;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use models::architecture::Pairs;
+use models::cube_tensor::{like, on_cube};
 
-use super::{Codes, codes, delta_of, ends, join_ends, like, on_cube, on_grid, units, zero_of};
+use super::{Codes, codes, on_grid, scale_of, units};
 use crate::quantize::cache_rounding::{CacheGranularity, CacheRule};
 use crate::quantize::grid::Convention;
 
@@ -105,12 +106,7 @@ fn turn_and_round(
                 high = max(high, turned[i]);
                 i += units;
             }
-            lows[unit] = low;
-            highs[unit] = high;
-            join_ends(&mut lows, &mut highs, units);
-            let (low, high) = ends(lows[0], highs[0], codes, convention);
-            let delta = delta_of(low, high, codes, convention);
-            let zero = zero_of(low, delta, codes, convention);
+            let (delta, zero) = scale_of(low, high, &mut lows, &mut highs, codes, units, convention);
             let mut i = run + unit;
             while i < run + width {
                 out[from + i] = on_grid(turned[i], delta, zero, codes);

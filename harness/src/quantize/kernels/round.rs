@@ -4,8 +4,9 @@ use burn::backend::Cube;
 use burn::tensor::Tensor;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
+use models::cube_tensor::{like, on_cube};
 
-use super::{Codes, MOST_UNITS, codes, delta_of, ends, join_ends, like, on_cube, on_grid, units, zero_of};
+use super::{Codes, MOST_UNITS, codes, on_grid, scale_of, units};
 use crate::quantize::grid::{Convention, Grid, Scale};
 
 /// Rounds every row of `[runs, width]` with its own scale.
@@ -67,12 +68,7 @@ fn round_runs(
     }
     let mut lows = Shared::new_slice(units);
     let mut highs = Shared::new_slice(units);
-    lows[unit] = low;
-    highs[unit] = high;
-    join_ends(&mut lows, &mut highs, units);
-    let (low, high) = ends(lows[0], highs[0], codes, convention);
-    let delta = delta_of(low, high, codes, convention);
-    let zero = zero_of(low, delta, codes, convention);
+    let (delta, zero) = scale_of(low, high, &mut lows, &mut highs, codes, units, convention);
     let mut i = unit;
     while i < width {
         out[from + i] = on_grid(x[from + i], delta, zero, codes);
