@@ -3,10 +3,7 @@
 
 #![cfg(feature = "cube")]
 
-use std::io::Write;
-
 use burn::tensor::{Device, Tensor, TensorData};
-use harness::device::{self, Choice};
 use harness::quantize::cache_rounding::{self, CacheGranularity, CacheRule};
 use harness::quantize::fake_quant::{ActivationRule, ScaleSource};
 use harness::quantize::grid::{CONVENTIONS, Granularity, Grid};
@@ -15,16 +12,10 @@ use models::architecture::{Norm, Pairs};
 use models::hadamard::OnDevice;
 use models::{Fallback, Hadamard, Normalisation, kernel};
 
-/// The software driver.
-fn vulkan(test: &str) -> Option<Device> {
-    match device::select(Choice::Vulkan { software: true }) {
-        Ok(selected) => Some(selected.device),
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
-            None
-        }
-    }
-}
+#[path = "support/vulkan.rs"]
+mod vulkan;
+
+use vulkan::software;
 
 /// Values about as activations are: most near zero, one channel in 19 far from it; the row `zeros` of nothing.
 fn values(rows: usize, width: usize, zeros: Option<usize>) -> Vec<f32> {
@@ -64,7 +55,7 @@ fn assert_rounded_alike(found: &[f32], expected: &[f32], step: impl Fn(usize) ->
 
 #[test]
 fn runs_are_rounded_as_on_the_host() {
-    let Some(device) = vulkan("runs_are_rounded_as_on_the_host") else { return };
+    let Some(device) = software("runs_are_rounded_as_on_the_host") else { return };
     for convention in CONVENTIONS {
         for (bits, width, clip) in [(2, 64, 1.0), (4, 100, 0.9), (8, 576, 1.0)] {
             let (rows, grid) = (9, Grid::new(bits, convention));
@@ -80,7 +71,7 @@ fn runs_are_rounded_as_on_the_host() {
 
 #[test]
 fn one_scale_rounds_as_on_the_host() {
-    let Some(device) = vulkan("one_scale_rounds_as_on_the_host") else { return };
+    let Some(device) = software("one_scale_rounds_as_on_the_host") else { return };
     for convention in CONVENTIONS {
         let grid = Grid::new(8, convention);
         let scale = grid.fit(-3.0, 5.0, 1.0);
@@ -93,7 +84,7 @@ fn one_scale_rounds_as_on_the_host() {
 
 #[test]
 fn a_norm_and_its_rounding_are_both() {
-    let Some(device) = vulkan("a_norm_and_its_rounding_are_both") else { return };
+    let Some(device) = software("a_norm_and_its_rounding_are_both") else { return };
     let (tokens, hidden) = (11, 576);
     for kind in [Norm::Rms { eps: 1e-5 }, Norm::RmsOffset { eps: 1e-6 }] {
         for granularity in [Granularity::Token, Granularity::Group(64)] {
@@ -127,7 +118,7 @@ fn step(grid: Grid, run: &[f32]) -> f32 {
 
 #[test]
 fn turned_keys_are_rounded_as_one_after_the_other() {
-    let Some(device) = vulkan("turned_keys_are_rounded_as_one_after_the_other") else { return };
+    let Some(device) = software("turned_keys_are_rounded_as_one_after_the_other") else { return };
     let (heads, tokens, head_dim) = (3, 13, 64);
     let x = values(heads * tokens, head_dim, None);
     let angle: Vec<f32> = (0..tokens * head_dim / 2).map(|i| i as f32 * 0.13).collect();
@@ -158,7 +149,7 @@ fn turned_keys_are_rounded_as_one_after_the_other() {
 
 #[test]
 fn butterflies_are_the_transform() {
-    let Some(device) = vulkan("butterflies_are_the_transform") else { return };
+    let Some(device) = software("butterflies_are_the_transform") else { return };
     // A power of two; with a dense factor; of blocks of 2; over heads; too wide for what units share.
     let transforms = [
         Hadamard::new(64, Fallback::BlockDiagonal, 1),
@@ -183,7 +174,7 @@ fn butterflies_are_the_transform() {
 
 #[test]
 fn what_kernels_do_not_know_they_leave() {
-    let Some(device) = vulkan("what_kernels_do_not_know_they_leave") else { return };
+    let Some(device) = software("what_kernels_do_not_know_they_leave") else { return };
     let x = values(4, 32, None);
     let floats = Grid::new(8, harness::quantize::grid::Convention::Fp8E4m3);
     assert!(kernels::round::runs(&tensor(&x, [4, 32], &device), floats, 1.0).is_none());

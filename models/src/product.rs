@@ -159,7 +159,10 @@ fn from_rows(values: Vec<f32>, columns: usize) -> FlexTensor {
 }
 
 /// A tensor's place in host memory.
-fn primitive<const D: usize>(x: Tensor<D>) -> FlexTensor {
+///
+/// # Panics
+/// If it is not there.
+pub(crate) fn primitive<const D: usize>(x: Tensor<D>) -> FlexTensor {
     x.try_into_primitive::<Flex>().expect("a host tensor")
 }
 

@@ -17,6 +17,7 @@
 //! | [`kernel`] | the products, by what the processor has |
 //! | [`tile`] | some rows by some outputs: sums, zero points and scales |
 //! | [`product`] | all tiles, over the cores |
+//! | `device` | the same on a device of CubeCL that multiplies bytes |
 //!
 //! A group is executed so if its activation is rounded to a grid of whole codes, dynamic or static, and each of its weights
 //! is whole codes times scales; else it is left to [`FakeQuant`], and [`IntegerTap::report`] says why. Online rotations
@@ -25,7 +26,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use models::architecture::Pairs;
 use models::kernel::on_host;
 use models::{Decoder, Group, Linear, Normalisation, Site, Tap};
@@ -35,13 +36,19 @@ use crate::quantize::effective_bits;
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant};
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::integer::activation::Plan;
+#[cfg(feature = "cube")]
+use crate::quantize::integer::device::DeviceGroup;
 use crate::quantize::integer::kernel::Kernel;
 use crate::quantize::integer::weights::PackedWeight;
+#[cfg(feature = "cube")]
+use crate::quantize::kernels::integers::Storage;
 use crate::quantize::steps::Step;
 use crate::record::execution::Executed;
 
 pub mod activation;
 pub mod codes;
+#[cfg(feature = "cube")]
+pub mod device;
 pub mod kernel;
 pub mod product;
 pub mod segments;
@@ -84,10 +91,68 @@ impl std::str::FromStr for Arithmetic {
 #[derive(Clone, Debug)]
 pub struct IntegerTap {
     fake: FakeQuant,
-    groups: HashMap<Site, IntegerGroup>,
+    groups: HashMap<Site, Executable>,
     /// Why groups are left to floating point, and how many.
     left: BTreeMap<&'static str, u64>,
-    kernel: Kernel,
+    place: Place,
+}
+
+/// What multiplies integers.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// The processor.
+    Host(Kernel),
+    /// A device of CubeCL.
+    #[cfg(feature = "cube")]
+    Device(Storage),
+}
+
+impl Place {
+    /// What a device has: the processor's best kernel, or matrix instructions of bytes; `None` of a device without.
+    pub fn of(device: &Device) -> Option<Self> {
+        if on_host(device) {
+            return Some(Self::Host(Kernel::best()));
+        }
+        #[cfg(feature = "cube")]
+        if let Some(storage) = Storage::of(device) {
+            return Some(Self::Device(storage));
+        }
+        None
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Host(kernel) => kernel.name,
+            #[cfg(feature = "cube")]
+            Self::Device(storage) => storage.name(),
+        }
+    }
+}
+
+/// A group, made ready.
+#[derive(Clone, Debug)]
+enum Executable {
+    Host(Kernel, IntegerGroup),
+    #[cfg(feature = "cube")]
+    Device(DeviceGroup),
+}
+
+impl Executable {
+    fn forward(&self, x: Tensor<3>) -> Vec<Tensor<3>> {
+        match self {
+            Self::Host(kernel, group) => group.forward(x, kernel),
+            #[cfg(feature = "cube")]
+            Self::Device(group) => group.forward(&x),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Host(_, group) => group.linears.iter().map(IntegerLinear::bytes).sum(),
+            #[cfg(feature = "cube")]
+            Self::Device(group) => group.bytes(),
+        }
+    }
 }
 
 /// A group of linears as integers.
@@ -113,14 +178,27 @@ impl IntegerLinear {
 }
 
 impl IntegerTap {
-    /// Packs the weights of a decoder on which a recipe has been carried out.
+    /// Packs the weights of a decoder on which a recipe has been carried out, for the device that it is on.
     pub fn new(arithmetic: Arithmetic, steps: &[Step], decoder: &Decoder, fake: FakeQuant) -> Self {
-        let mut tap = Self { fake, groups: HashMap::new(), left: BTreeMap::new(), kernel: Kernel::best() };
-        let whole = match arithmetic {
-            Arithmetic::Fake => Some("asked for"),
-            Arithmetic::Integer if !on_host(&decoder.device()) => Some("the device has no integer products"),
-            Arithmetic::Integer => None,
+        let place = match arithmetic {
+            Arithmetic::Fake => Err("asked for"),
+            Arithmetic::Integer => Place::of(&decoder.device()).ok_or("the device has no integer products"),
         };
+        Self::at(place, steps, decoder, fake)
+    }
+
+    /// As [`IntegerTap::new`], at a place, or nowhere and why.
+    pub fn at(
+        place: Result<Place, &'static str>,
+        steps: &[Step],
+        decoder: &Decoder,
+        fake: FakeQuant,
+    ) -> Self {
+        let (whole, place) = match place {
+            Ok(place) => (None, place),
+            Err(why) => (Some(why), Place::Host(Kernel::best())),
+        };
+        let mut tap = Self { fake, groups: HashMap::new(), left: BTreeMap::new(), place };
         let tally = effective_bits::tally(steps, decoder, &tap.fake);
         for ((site, group), stored) in decoder.groups().into_iter().zip(&tally.groups) {
             let shared: Vec<_> = stored.linears.iter().map(|linear| linear.shared).collect();
@@ -153,7 +231,7 @@ impl IntegerTap {
     /// How the rounded groups are executed.
     pub fn report(&self) -> Executed {
         Executed {
-            kernel: (!self.groups.is_empty()).then(|| self.kernel.name.to_string()),
+            kernel: (!self.groups.is_empty()).then(|| self.place.name().to_string()),
             integer_groups: self.groups.len() as u64,
             floating_groups: self.left.iter().map(|(why, groups)| (why.to_string(), *groups)).collect(),
         }
@@ -164,7 +242,7 @@ impl IntegerTap {
     pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
         let of = |(site, group): (Site, &Group)| -> u64 {
             match self.groups.get(&site) {
-                Some(integers) => integers.linears.iter().map(IntegerLinear::bytes).sum(),
+                Some(integers) => integers.bytes(),
                 None => {
                     group.linears.iter().map(|linear| 4 * linear.weight.shape().num_elements() as u64).sum()
                 }
@@ -184,7 +262,7 @@ impl IntegerTap {
         group: &Group,
         rule: &ActivationRule,
         shared: &[Option<(Grid, usize)>],
-    ) -> Result<IntegerGroup, &'static str> {
+    ) -> Result<Executable, &'static str> {
         let is_float = |grid: Grid| grid.convention().float().is_some();
         if is_float(rule.grid) || shared.iter().flatten().any(|(grid, _)| is_float(*grid)) {
             return Err("grids of floating-point numbers");
@@ -213,24 +291,36 @@ impl IntegerTap {
         let segments = segments::between(&by_weights, &by_tokens, floating);
         let natural: Vec<usize> = (0..channels).collect();
         let order = layout.as_ref().map_or(&natural, |layout| &layout.order);
-        let mut linears = Vec::with_capacity(group.linears.len());
+        let widest = segments.iter().map(|segment| segment.to - segment.from).max().unwrap_or(0);
+        let mut each = Vec::with_capacity(group.linears.len());
         for (linear, (grid, _)) in group.linears.iter().zip(shared.iter().flatten()) {
             let rounded = values(&linear.weight);
-            let weight = PackedWeight::read(&rounded, order, &by_weights, &segments, grid.bits())
+            let rows = weights::rows(&rounded, order, &by_weights, &segments, grid.bits())
                 .ok_or("weights that are no codes times scales in the order of their channels")?;
-            let widest = segments.iter().map(|segment| segment.to - segment.from).max().unwrap_or(0);
-            if !product::fits(widest, GREATEST_ACTIVATION, weight.greatest) {
+            let greatest = rows.iter().map(|row| row.greatest).max().unwrap_or(0);
+            if !product::fits(widest, GREATEST_ACTIVATION, greatest) {
                 return Err("sums that may leave 32 bits");
             }
-            linears.push(IntegerLinear {
-                weight,
-                bias: linear.bias.as_ref().map(values),
-                kept: (floating > 0).then(|| columns(linear, &order[channels - floating..])),
-            });
+            each.push(rows);
         }
+        let kernel = match self.place {
+            Place::Host(kernel) => kernel,
+            #[cfg(feature = "cube")]
+            Place::Device(_) if layout.is_some() => return Err("channels in another order, on a device"),
+            #[cfg(feature = "cube")]
+            Place::Device(storage) => {
+                return DeviceGroup::new(storage, rule, &segments, group, each).map(Executable::Device);
+            }
+        };
+        let of = |(linear, rows): (&Linear, Vec<weights::Row>)| IntegerLinear {
+            weight: PackedWeight::pack(&rows, &segments),
+            bias: linear.bias.as_ref().map(values),
+            kept: (floating > 0).then(|| columns(linear, &order[channels - floating..])),
+        };
+        let linears: Vec<IntegerLinear> = group.linears.iter().zip(each).map(of).collect();
         let with_sums = linears.iter().any(|linear| linear.weight.has_zeros());
         let plan = Plan { rule: *rule, layout, shares: by_tokens, segments, with_sums };
-        Ok(IntegerGroup { plan, linears })
+        Ok(Executable::Host(kernel, IntegerGroup { plan, linears }))
     }
 }
 
@@ -273,7 +363,7 @@ impl Tap for IntegerTap {
 
     fn linears(&mut self, site: Site, x: Tensor<3>, group: &Group) -> Vec<Tensor<3>> {
         match self.groups.get(&site) {
-            Some(integers) => integers.forward(x, &self.kernel),
+            Some(integers) => integers.forward(x),
             None => self.fake.linears(site, x, group),
         }
     }
@@ -286,7 +376,7 @@ impl Tap for IntegerTap {
         group: &Group,
     ) -> Vec<Tensor<3>> {
         match self.groups.get(&site) {
-            Some(integers) => integers.forward(norm.forward(x.clone()), &self.kernel),
+            Some(integers) => integers.forward(norm.forward(x.clone())),
             None => self.fake.behind_norm(site, x, norm, group),
         }
     }

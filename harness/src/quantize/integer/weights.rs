@@ -38,19 +38,43 @@ pub struct Columns<'a> {
 }
 
 /// One row's codes, padded, and its Δ and z by segment.
-struct Row {
-    codes: Vec<i8>,
-    deltas: Vec<f32>,
-    zeros: Vec<i32>,
-    greatest: i32,
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// c
+    pub codes: Vec<i8>,
+    /// Δ
+    pub deltas: Vec<f32>,
+    /// z
+    pub zeros: Vec<i32>,
+    /// The greatest |c + z|.
+    pub greatest: i32,
+}
+
+/// Reads the codes of rounded weights, rows of `order.len()` channels; `None` where some values are not whole multiples of one
+/// scale.
+///
+/// `shares` says which places of `order` share a scale in each row, `segments` how rows are cut; places behind the last segment
+/// are left out.
+pub fn rows(
+    values: &[f32],
+    order: &[usize],
+    shares: &[Share],
+    segments: &[Segment],
+    bits: u8,
+) -> Option<Vec<Row>> {
+    let is_natural = order.iter().enumerate().all(|(place, &c)| place == c);
+    let read = |row: &[f32]| match is_natural {
+        true => Row::read(row, shares, segments, bits),
+        false => {
+            let ordered: Vec<f32> = order.iter().map(|&c| row[c]).collect();
+            Row::read(&ordered, shares, segments, bits)
+        }
+    };
+    values.par_chunks(order.len()).map(read).collect()
 }
 
 impl PackedWeight {
-    /// Reads the codes of rounded weights, rows of `order.len()` channels, and packs them; `None` where some values are
-    /// not whole multiples of one scale.
-    ///
-    /// `shares` says which places of `order` share a scale in each row, `segments` how rows are cut; places behind the
-    /// last segment are left out.
+    /// Reads and packs rounded weights; what is asked for is what [`rows`] is.
     pub fn read(
         values: &[f32],
         order: &[usize],
@@ -58,16 +82,11 @@ impl PackedWeight {
         segments: &[Segment],
         bits: u8,
     ) -> Option<Self> {
-        let is_natural = order.iter().enumerate().all(|(place, &c)| place == c);
-        let read = |row: &[f32]| match is_natural {
-            true => Row::read(row, shares, segments, bits),
-            false => {
-                let ordered: Vec<f32> = order.iter().map(|&c| row[c]).collect();
-                Row::read(&ordered, shares, segments, bits)
-            }
-        };
-        let rows: Option<Vec<Row>> = values.par_chunks(order.len()).map(read).collect();
-        let rows = rows?;
+        rows(values, order, shares, segments, bits).map(|rows| Self::pack(&rows, segments))
+    }
+
+    /// Packs rows that are cut into these segments.
+    pub fn pack(rows: &[Row], segments: &[Segment]) -> Self {
         let (out, padded) = (rows.len(), width(segments));
         let lines = padded / STEP * 2;
         let panels: Vec<Line> = rows
@@ -89,7 +108,7 @@ impl PackedWeight {
             .flat_map(|s| (0..columns).map(move |c| (s, c)))
             .map(|(s, c)| rows.get(c).map_or(0.0, |row| row.deltas[s]))
             .collect();
-        Some(Self {
+        Self {
             out,
             lines,
             panels,
@@ -97,7 +116,7 @@ impl PackedWeight {
             sums,
             zeros: zeros.iter().any(|&z| z != 0).then_some(zeros),
             greatest: rows.iter().map(|row| row.greatest).max().unwrap_or(0),
-        })
+        }
     }
 
     /// How many panels there are.

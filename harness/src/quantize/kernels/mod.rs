@@ -7,6 +7,7 @@
 //! | [`round::with_one_scale`] | `rounding::round_with_static` on a device |
 //! | [`norm::and_round`] | a norm, then rounding per token or group |
 //! | [`rotary::and_round`] | the rotary embedding of keys, then their rounding per head or group |
+//! | [`integers::encode`], [`integers::Activation::times`] | the host's `integer::product` |
 //!
 //! Each is asked first and answers `None` where it does not know the device, the numbers or the convention; then the tensor
 //! operations do it. Tests hold the two together.
@@ -16,6 +17,7 @@ use burn_cubecl::cubecl::prelude::*;
 
 use crate::quantize::grid::{Convention, Grid};
 
+pub mod integers;
 pub mod norm;
 pub mod rotary;
 pub mod round;
