@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use harness::data::corpus::DataOptions;
 use harness::device::{self, Choice};
@@ -20,7 +21,7 @@ use harness::report::sections::Section;
 use harness::report::sections::robustness::Robustness;
 use harness::report::table::Cell;
 use harness::run::interrupt::Interrupt;
-use harness::run::{self, Event, ModelOptions, Observer};
+use harness::run::{self, Event, ModelOptions, Observer, Summary};
 use serde_json::Value;
 use support::{Place, perplexity};
 
@@ -72,6 +73,72 @@ impl Observer for Silent {
     }
 }
 
+/// Sweeps into `store`.
+fn sweep(place: &Place, experiment: &Experiment, plan: &Plan, observer: &mut dyn Observer) -> Summary {
+    let device = device::select(Choice::Cpu).unwrap();
+    let options = run::Options {
+        device: &device,
+        models: ModelOptions { folder: Some(place.path(".")), offline: true },
+        data: DataOptions::new(None, place.path("."), true),
+        results: place.path("store"),
+        retry_failed: false,
+        arithmetic: Arithmetic::default(),
+        execution: Default::default(),
+    };
+    run::sweep(experiment, plan, &options, &Interrupt::default(), observer).unwrap()
+}
+
+/// Says under which set and seed each cell is begun, and waits for a word behind the first.
+struct Begun {
+    tell: Sender<(String, Option<u64>)>,
+    wait: Option<Receiver<()>>,
+}
+
+impl Observer for Begun {
+    fn event(&mut self, event: Event) {
+        let Event::CellStarted { cell, .. } = event else { return Silent.event(event) };
+        let Some(set) = &cell.calibration else { return };
+        self.tell.send((set.name.clone(), cell.seed)).unwrap();
+        if let Some(wait) = self.wait.take() {
+            wait.recv().unwrap();
+        }
+    }
+}
+
+#[test]
+fn two_processes_work_on_sets_of_their_own() {
+    let place = place();
+    let recipes = [("static", STATIC), ("smooth", SMOOTH)];
+    let text = experiment(&recipes, &[("random", NONE), ("text", TEXT)], &[perplexity(16, Some(2))]);
+    place.write("experiment.toml", &text);
+    let parsed = || Experiment::parse(&text, &place.path("experiment.toml")).unwrap();
+    let (of_first, begun) = channel();
+    let (go_on, wait) = channel();
+    std::thread::scope(|scope| {
+        // Gone with this block, so that a failing test does not wait for ever.
+        let go_on = go_on;
+        let first = scope.spawn(|| {
+            let experiment = parsed();
+            let mut observer = Begun { tell: of_first, wait: Some(wait) };
+            sweep(&place, &experiment, &Plan::new(&experiment), &mut observer)
+        });
+        let occupied = begun.recv().unwrap();
+        let (of_second, begun_by_second) = channel();
+        let second = scope.spawn(|| {
+            let experiment = parsed();
+            let mut observer = Begun { tell: of_second, wait: None };
+            sweep(&place, &experiment, &Plan::new(&experiment), &mut observer)
+        });
+        let of_second: Vec<_> = (0..6).map(|_| begun_by_second.recv().unwrap()).collect();
+        assert!(!of_second.contains(&occupied), "it begins with what nobody works on: {of_second:?}");
+        // Nothing else is left: now it helps.
+        assert_eq!(begun_by_second.recv().unwrap(), occupied);
+        go_on.send(()).unwrap();
+        let measured = first.join().unwrap().measured + second.join().unwrap().measured;
+        assert_eq!(measured, Plan::new(&parsed()).cells.len(), "each is measured exactly once");
+    });
+}
+
 #[test]
 fn what_reads_no_calibration_set_is_the_same_under_each_of_them() {
     let place = place();
@@ -92,18 +159,7 @@ fn what_reads_no_calibration_set_is_the_same_under_each_of_them() {
             patterns.iter().map(|cell| harness::plan::Cell { recipe: recipe.clone(), ..cell.clone() });
         plan.cells.extend(under);
     }
-    let device = device::select(Choice::Cpu).unwrap();
-    let options = run::Options {
-        device: &device,
-        models: ModelOptions { folder: Some(place.path(".")), offline: true },
-        data: DataOptions::new(None, file.parent().unwrap().to_path_buf(), true),
-        results: place.path("store"),
-        retry_failed: false,
-        arithmetic: Arithmetic::default(),
-        execution: Default::default(),
-    };
-    let summary = run::sweep(&experiment, &plan, &options, &Interrupt::default(), &mut Silent).unwrap();
-    assert_eq!(summary.failed, 0);
+    assert_eq!(sweep(&place, &experiment, &plan, &mut Silent).failed, 0);
 
     let contents = Store::open_read_only(&place.path("store")).unwrap().contents().unwrap();
     let mut ids = BTreeSet::new();

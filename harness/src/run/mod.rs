@@ -18,7 +18,7 @@ use crate::device::Selected;
 use crate::experiment::{Evaluation, Experiment, Planned};
 use crate::plan::{Cell, Plan};
 use crate::record::execution::Residence;
-use crate::record::store::{ClaimOutcome, Store, StoreError};
+use crate::record::store::{Claim, ClaimOutcome, Store, StoreError};
 use crate::record::{Failure, Manifest, ManifestCell, ManifestExpectation, MeasurementResult, SCHEMA};
 use crate::run::interrupt::Interrupt;
 
@@ -200,6 +200,7 @@ pub fn sweep(
         originals: originals::Originals::default(),
         sources: BTreeMap::new(),
         residences: Vec::new(),
+        occupied: None,
         summary: Summary::default(),
         store: &store,
         plan,
@@ -220,6 +221,8 @@ pub fn sweep(
     store.write_manifest(&sweep.manifest(experiment)?)?;
 
     let mut pending: Vec<usize> = (0..plan.cells.len()).collect();
+    // Statistics of a set live in the process that collected them: first each has sets of its own, then all help.
+    let mut helps = false;
     while !pending.is_empty() && !sweep.summary.interrupted {
         let mut held = Vec::new();
         let before = pending.len();
@@ -236,15 +239,17 @@ pub fn sweep(
                 rest = &rest[together..];
                 continue;
             }
-            if !sweep.cell(*index)? {
+            if !sweep.cell(*index, helps)? {
                 held.push(*index);
             }
             rest = others;
         }
-        if !held.is_empty() && held.len() == before {
+        let stuck = !held.is_empty() && held.len() == before;
+        if stuck && helps {
             sweep.observer.event(Event::Waiting { cells: held.len() });
             std::thread::sleep(Duration::from_millis(200));
         }
+        helps = stuck;
         pending = held;
     }
     Ok(sweep.summary)
@@ -268,6 +273,8 @@ struct Sweep<'a> {
     sources: BTreeMap<String, Result<source::Source, source::SourceError>>,
     /// By cell of the plan.
     residences: Vec<Residence>,
+    /// The set whose cells this process does, by its claim's name.
+    occupied: Option<(String, Claim)>,
     expectations: Vec<ManifestExpectation>,
     summary: Summary,
 }
@@ -458,13 +465,16 @@ impl Sweep<'_> {
         self.sets.get(&set_key(cell)).map(|set| set.hash.as_str())
     }
 
-    /// Does what is missing of a cell. False where another process holds it.
-    fn cell(&mut self, index: usize) -> Result<bool, RunError> {
+    /// Does what is missing of a cell. False where another process holds it, or its set and this one does not help.
+    fn cell(&mut self, index: usize, helps: bool) -> Result<bool, RunError> {
         let cell = &self.plan.cells[index];
         let id = self.id(cell);
         if self.missing(cell, &id)?.is_empty() {
             self.tell_known(cell, &id)?;
             return Ok(true);
+        }
+        if !helps && !self.occupies_set(cell)? {
+            return Ok(false);
         }
         let claim = match self.store.claim(&id, None)? {
             ClaimOutcome::Claimed(claim) => claim,
@@ -478,6 +488,24 @@ impl Sweep<'_> {
             self.compute(cell, &id, &missing)?;
         }
         drop(claim);
+        Ok(true)
+    }
+
+    /// Whether no other process does the cells of this one's set; from now on none does.
+    fn occupies_set(&mut self, cell: &Cell) -> Result<bool, RunError> {
+        let (Some(Ok(source)), Some(hash)) = (self.sources.get(&cell.model.label), self.set_hash(cell))
+        else {
+            return Ok(true);
+        };
+        let name = set_claim(&source.weights(), hash);
+        if self.occupied.as_ref().is_some_and(|(occupied, _)| *occupied == name) {
+            return Ok(true);
+        }
+        self.occupied = None;
+        match self.store.claim(&name, None)? {
+            ClaimOutcome::Claimed(claim) => self.occupied = Some((name, claim)),
+            ClaimOutcome::HeldBy(_) => return Ok(false),
+        }
         Ok(true)
     }
 
@@ -536,6 +564,13 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// Under what name a process claims the cells of a model and a drawn set, from the content hashes of both.
+pub fn set_claim(weights: &str, set: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(weights.as_bytes()).update(b"\0").update(set.as_bytes());
+    hasher.finalize().to_hex()[..32].to_string()
 }
 
 /// What a cell's drawn set is known by.
