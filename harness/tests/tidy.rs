@@ -304,6 +304,8 @@ fn only_the_command_line_prints() {
             || ["harness/src/cli.rs", "harness/src/main.rs"].contains(&file.path.as_str())
             || file.path.ends_with("/build.rs")
             || file.path.contains("/examples/")
+            // Programs of their own, which are run by hand.
+            || file.path.starts_with("scripts/")
             || file.is_test();
         for (number, line) in file.code().filter(|_| !talks) {
             for call in ["println!", "eprintln!", "print!", "eprint!", "dbg!"] {
