@@ -5,7 +5,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::architecture::{Attention, Cap, Pairs, Rope, ScoreScale};
-use crate::cache::KeyValues;
+use crate::cache::{KeyValues, Past};
 use crate::kernel;
 use crate::norm::Normalisation;
 use crate::packed::Packed;
@@ -143,17 +143,17 @@ impl HeadNorm {
 /// # Shapes
 /// `q` is `[sequences, tokens, heads · head_dim]`, `k` and `v` `[sequences, tokens, kv_heads · head_dim]`; the result has
 /// `q`'s shape.
-pub fn forward(
+pub(crate) fn forward(
     layer: usize,
     [q, k, v]: [Tensor<3>; 3],
     shape: &Attention,
     norms: Option<&QkNorms>,
     ropes: Option<&Ropes>,
-    (past, packed): (Option<&KeyValues>, Option<&Packed>),
+    (past, packed): (Past, Option<&Packed>),
     tap: &mut dyn Tap,
 ) -> (Tensor<3>, KeyValues) {
     let tokens = q.dims()[1];
-    let behind = past.map_or(0, |past| past.keys.dims()[2]);
+    let behind = past.tokens();
     let window = shape.window.of(layer);
     let (q, k) = match norms {
         Some(norms) => (norms.q.forward(q, shape.head_dim), norms.k.forward(k, shape.head_dim)),
@@ -176,13 +176,11 @@ pub fn forward(
     let k = turn(tap, Port::K, k);
     let v = tap.tensor(Site::block(layer, Port::V), split(v, shape.kv_heads));
 
-    let mut read = KeyValues { keys: k, values: v };
+    let read = KeyValues { keys: k, values: v };
     if let Some(packed) = packed {
-        return (packed.attend(&q, &read, past, &|q, k, v| attend(q, k, v, shape, window)), read);
+        return (packed.attend(&q, &read, past.held(), &|q, k, v| attend(q, k, v, shape, window)), read);
     }
-    if let Some(past) = past {
-        read = past.followed_by(&read);
-    }
+    let read = past.followed_by(read);
     (attend(q, read.keys.clone(), read.values.clone(), shape, window), read)
 }
 

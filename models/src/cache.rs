@@ -1,7 +1,12 @@
 //! Keys and values of tokens that stand before a sequence: what lets a forward pass begin behind tokens that another
 //! one has already read.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
+
+/// Tokens that a buffer has room for at least.
+const LEAST_ROOM: usize = 64;
 
 /// What one block's attention keeps of the tokens it has read.
 ///
@@ -20,7 +25,7 @@ impl KeyValues {
     ///
     /// # Panics
     /// If this holds neither one sequence nor as many as `own`.
-    pub(crate) fn followed_by(&self, own: &KeyValues) -> KeyValues {
+    fn followed_by(&self, own: &KeyValues) -> KeyValues {
         let sequences = own.keys.dims()[0];
         KeyValues {
             keys: Tensor::cat(vec![expand(&self.keys, sequences), own.keys.clone()], 2),
@@ -119,6 +124,129 @@ impl Cache {
             blocks: blocks
                 .map(|block| KeyValues { keys: first(&block.keys), values: first(&block.values) })
                 .collect(),
+        }
+    }
+}
+
+/// Keys and values of sequences that grow: every block's stand in buffers with room for more, so that a token that is added
+/// costs its own size and not that of what is there. See [`Decoder::append`](crate::Decoder::append).
+#[derive(Debug, Default)]
+pub struct Growing {
+    /// `[sequences, kv_heads, room, head_dim]`, of which the first [`Growing::tokens`] tokens are there.
+    blocks: Vec<KeyValues>,
+    tokens: usize,
+}
+
+impl Growing {
+    /// Begins behind a past, of which the values are copied when tokens come.
+    pub fn behind(past: Option<&Cache>) -> Self {
+        Self {
+            blocks: past.map_or_else(Vec::new, |past| past.blocks.clone()),
+            tokens: past.map_or(0, Cache::tokens),
+        }
+    }
+
+    /// How many tokens of each sequence are there: the position of the next one.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The block of this number, of `all`. Tokens are appended to every block, then [`Growing::grown`].
+    ///
+    /// # Panics
+    /// If tokens are there, and of another number of blocks.
+    pub(crate) fn block(&mut self, number: usize, all: usize) -> Buffers<'_> {
+        let held = self.blocks.len();
+        assert!(self.tokens == 0 || held == all, "a cache of {held} blocks does not fit a decoder of {all}");
+        Buffers { blocks: &mut self.blocks, number, tokens: self.tokens }
+    }
+
+    /// Every block has so many tokens more.
+    pub(crate) fn grown(&mut self, tokens: usize) {
+        self.tokens += tokens;
+    }
+}
+
+/// One block of a [`Growing`].
+pub(crate) struct Buffers<'a> {
+    blocks: &'a mut Vec<KeyValues>,
+    number: usize,
+    tokens: usize,
+}
+
+impl Buffers<'_> {
+    /// Puts tokens behind what is there: keys and values of all.
+    fn append(self, own: KeyValues) -> KeyValues {
+        let all = self.tokens + own.keys.dims()[2];
+        match self.blocks.get_mut(self.number) {
+            None => self.blocks.push(own),
+            Some(buffers) => {
+                // Out of their place while they are written: beside a second handle, writing would be a copy.
+                let KeyValues { keys, values } = std::mem::replace(buffers, own.clone());
+                buffers.keys = appended(keys, self.tokens, own.keys);
+                buffers.values = appended(values, self.tokens, own.values);
+            }
+        }
+        let KeyValues { keys, values } = &self.blocks[self.number];
+        KeyValues { keys: keys.clone().narrow(2, 0, all), values: values.clone().narrow(2, 0, all) }
+    }
+}
+
+/// Tokens behind the first `held` of a buffer; of one with more room where they do not fit.
+fn appended(buffer: Tensor<4>, held: usize, own: Tensor<4>) -> Tensor<4> {
+    let [sequences, heads, new, head_dim] = own.dims();
+    let places = |tokens: Range<usize>| [0..sequences, 0..heads, tokens, 0..head_dim];
+    let fits = buffer.dims()[0] == sequences && held + new <= buffer.dims()[2];
+    let buffer = match fits {
+        true => buffer,
+        false => {
+            let room = (held + new).next_power_of_two().max(LEAST_ROOM);
+            let wide = Tensor::zeros([sequences, heads, room, head_dim], &own.device());
+            wide.slice_assign(places(0..held), expand(&buffer.narrow(2, 0, held), sequences))
+        }
+    };
+    buffer.slice_assign(places(held..held + new), own)
+}
+
+/// What stands before the tokens of a pass in one block.
+pub(crate) enum Past<'a> {
+    /// Nothing.
+    Nothing,
+    /// Tokens that stay as they are.
+    Held(&'a KeyValues),
+    /// Tokens to which those of the pass are added.
+    Growing(Buffers<'a>),
+}
+
+impl<'a> Past<'a> {
+    /// Nothing, or what is held.
+    pub(crate) fn of(held: Option<&'a KeyValues>) -> Self {
+        held.map_or(Self::Nothing, Self::Held)
+    }
+
+    /// How many.
+    pub(crate) fn tokens(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Held(held) => held.keys.dims()[2],
+            Self::Growing(buffers) => buffers.tokens,
+        }
+    }
+
+    /// Those that stay as they are.
+    pub(crate) fn held(&self) -> Option<&'a KeyValues> {
+        match self {
+            Self::Held(held) => Some(held),
+            Self::Nothing | Self::Growing(_) => None,
+        }
+    }
+
+    /// These tokens, and those of the pass behind them.
+    pub(crate) fn followed_by(self, own: KeyValues) -> KeyValues {
+        match self {
+            Self::Nothing => own,
+            Self::Held(held) => held.followed_by(&own),
+            Self::Growing(buffers) => buffers.append(own),
         }
     }
 }

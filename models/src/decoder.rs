@@ -8,7 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use crate::architecture::{Architecture, EmbeddingScale, Head, Logits, Positions, Table};
 use crate::attention::{self, QkNorms, Ropes};
 use crate::blocks::Blocks;
-use crate::cache::{Cache, KeyValues, Prefix};
+use crate::cache::{Cache, Growing, KeyValues, Past, Prefix};
 use crate::checkpoint::CheckpointError;
 use crate::families::WeightNames;
 use crate::kernel;
@@ -121,7 +121,7 @@ impl Decoder {
     pub fn hidden(&mut self, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
         self.reach(self.behind() + tokens.dims()[1]);
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
-        self.run(past, None, tokens, tap, None)
+        self.run(Behind::Cache(past), None, tokens, tap, None)
     }
 
     /// As [`Decoder::hidden`], of sequences that stand packed in one row.
@@ -135,7 +135,7 @@ impl Decoder {
         self.reach(self.behind() + packed.longest());
         let past = self.prefix.as_ref().map(|prefix| &prefix.cache);
         let tokens = token_tensor(&[packed.tokens()], &self.device());
-        self.run(past, Some(packed), tokens, tap, None)
+        self.run(Behind::Cache(past), Some(packed), tokens, tap, None)
     }
 
     /// Hidden states after the final norm of `tokens` behind `past`, and the cache of both; knows nothing of
@@ -158,8 +158,23 @@ impl Decoder {
     ) -> (Tensor<3>, Cache) {
         self.reach(past.map_or(0, Cache::tokens) + tokens.dims()[1]);
         let mut kept = Vec::with_capacity(self.blocks.len());
-        let hidden = self.run(past, None, tokens, tap, Some(&mut kept));
+        let hidden = self.run(Behind::Cache(past), None, tokens, tap, Some(&mut kept));
         (hidden, Cache::new(kept))
+    }
+
+    /// As [`Decoder::encode`], of tokens that are added to a past: what is there stays where it is.
+    ///
+    /// # Shapes
+    /// `tokens` is `[sequences, tokens]`; the result is `[sequences, tokens, hidden]`.
+    ///
+    /// # Panics
+    /// As [`Decoder::encode`].
+    pub fn append(&mut self, past: &mut Growing, tokens: Tensor<2, Int>, tap: &mut dyn Tap) -> Tensor<3> {
+        let new = tokens.dims()[1];
+        self.reach(past.tokens() + new);
+        let hidden = self.run(Behind::Growing(past), None, tokens, tap, None);
+        past.grown(new);
+        hidden
     }
 
     /// Puts `tokens` before every sequence that [`Decoder::hidden`] reads, their keys and values computed with the
@@ -202,6 +217,7 @@ impl Decoder {
         let (shape, norms) = (&self.architecture.attention, self.blocks[layer].qk_norms.as_ref());
         let tap = &mut Off;
         let tap = &mut self.online.before(tap);
+        let past = Past::of(past);
         attention::forward(layer, [q, k, v], shape, norms, self.ropes.as_ref(), (past, None), tap).0
     }
 
@@ -267,6 +283,7 @@ impl Decoder {
         let tap = &mut self.online.before(tap);
         let past = self.prefix.as_ref().map(|prefix| prefix.cache.block(layer));
         let ropes = self.ropes.as_ref();
+        let past = Past::of(past);
         let (x, _) = self.blocks[layer].forward(layer, x, &self.architecture, ropes, (past, None), tap);
         tap.residual(layer, &x);
         x
@@ -304,21 +321,25 @@ impl Decoder {
     /// The pass itself; `kept` gets every block's keys and values of past and tokens.
     fn run(
         &self,
-        past: Option<&Cache>,
+        mut behind: Behind,
         packed: Option<&Packed>,
         tokens: Tensor<2, Int>,
         tap: &mut dyn Tap,
         mut kept: Option<&mut Vec<KeyValues>>,
     ) -> Tensor<3> {
-        if let Some(past) = past {
-            let (held, blocks) = (past.blocks().len(), self.blocks.len());
+        let blocks = self.blocks.len();
+        if let Behind::Cache(Some(past)) = behind {
+            let held = past.blocks().len();
             assert_eq!(held, blocks, "a cache of {held} blocks does not fit a decoder of {blocks}");
         }
-        tap.begin(past.map_or(0, Cache::tokens));
-        let mut x = self.embed_behind(tokens, past.map_or(0, Cache::tokens), packed);
+        tap.begin(behind.tokens());
+        let mut x = self.embed_behind(tokens, behind.tokens(), packed);
         let tap = &mut self.online.before(tap);
         for (layer, block) in self.blocks.layers().zip(&self.blocks) {
-            let past = past.map(|past| &past.blocks()[layer]);
+            let past = match &mut behind {
+                Behind::Cache(past) => Past::of(past.map(|past| &past.blocks()[layer])),
+                Behind::Growing(past) => Past::Growing(past.block(layer, blocks)),
+            };
             let read;
             (x, read) = block.forward(layer, x, &self.architecture, self.ropes.as_ref(), (past, packed), tap);
             tap.residual(layer, &x);
@@ -390,6 +411,23 @@ impl Decoder {
     }
 }
 
+/// What stands before the tokens of a pass.
+enum Behind<'a> {
+    /// Tokens that stay as they are, or none.
+    Cache(Option<&'a Cache>),
+    /// Tokens to which those of the pass are added.
+    Growing(&'a mut Growing),
+}
+
+impl Behind<'_> {
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Cache(past) => past.map_or(0, Cache::tokens),
+            Self::Growing(past) => past.tokens(),
+        }
+    }
+}
+
 impl Block {
     pub(crate) fn forward(
         &self,
@@ -397,7 +435,7 @@ impl Block {
         x: Tensor<3>,
         architecture: &Architecture,
         ropes: Option<&Ropes>,
-        (past, packed): (Option<&KeyValues>, Option<&Packed>),
+        (past, packed): (Past, Option<&Packed>),
         tap: &mut dyn Tap,
     ) -> (Tensor<3>, KeyValues) {
         let (shape, norms) = (&architecture.attention, self.qk_norms.as_ref());

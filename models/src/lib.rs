@@ -47,7 +47,7 @@ pub mod stories;
 pub mod tokenizer;
 
 pub use blocks::Blocks;
-pub use cache::{Cache, KeyValues, Prefix};
+pub use cache::{Cache, Growing, KeyValues, Prefix};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use decoder::{Decoder, token_tensor};
 pub use hadamard::{Construction, Fallback, Hadamard};

@@ -15,7 +15,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::architecture::{Architecture, Head, Positions};
 use crate::attention::Ropes;
 use crate::blocks::Blocks;
-use crate::cache::{Cache, Prefix};
+use crate::cache::{Cache, Past, Prefix};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::decoder::{Decoder, Weights, token_tensor};
 use crate::families::WeightNames;
@@ -121,7 +121,7 @@ impl Decoder {
         for (layer, block) in self.blocks.layers().zip(&self.blocks) {
             let ropes = self.ropes.as_ref();
             let read;
-            (x, read) = block.forward(layer, x, &self.architecture, ropes, (None, None), tap);
+            (x, read) = block.forward(layer, x, &self.architecture, ropes, (Past::Nothing, None), tap);
             kept.push(read);
         }
         let last = x.clone().narrow(1, tokens.len() - 1, 1);

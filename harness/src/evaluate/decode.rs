@@ -7,7 +7,7 @@
 //! since here a sequence is one token long.
 
 use burn::tensor::Tensor;
-use models::{Cache, Decoder, Tap, token_tensor};
+use models::{Decoder, Growing, Tap, token_tensor};
 use serde::{Deserialize, Serialize};
 
 /// How the tokens of a window go through the model.
@@ -21,8 +21,7 @@ pub enum Mode {
     Decode,
 }
 
-/// Sequences that are decoded beside each other. Every step copies their caches (`Decoder::encode`), so a window costs the
-/// square of its length in copies.
+/// Sequences that are decoded beside each other.
 pub(super) const TOGETHER: usize = 8;
 
 /// Hidden states after the final norm of several sequences of one length, at least one token each, behind the decoder's
@@ -33,13 +32,11 @@ pub(super) const TOGETHER: usize = 8;
 pub(super) fn hidden(decoder: &mut Decoder, tap: &mut dyn Tap, sequences: &[&[u32]]) -> Tensor<3> {
     let device = decoder.device();
     let length = sequences.first().map_or(0, |sequence| sequence.len());
-    let mut past: Option<Cache> = decoder.prefix.as_ref().map(|prefix| prefix.cache.clone());
+    let mut past = Growing::behind(decoder.prefix.as_ref().map(|prefix| &prefix.cache));
     let mut states = Vec::with_capacity(length);
     for at in 0..length {
         let fed: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence[at..=at]).collect();
-        let (hidden, cache) = decoder.encode(past.as_ref(), token_tensor(&fed, &device), tap);
-        past = Some(cache);
-        states.push(hidden);
+        states.push(decoder.append(&mut past, token_tensor(&fed, &device), tap));
     }
     Tensor::cat(states, 1)
 }

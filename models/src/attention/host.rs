@@ -1,10 +1,12 @@
 //! Causal attention over host memory: block by block of queries, so that no window's scores stand in memory together.
 
+use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, TensorData};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use crate::architecture::{Attention, Cap};
+use crate::product::primitive;
 use crate::simd;
 
 /// Queries that meet the keys together at most: keys behind the block are never multiplied.
@@ -17,8 +19,8 @@ const LEAST_QUERIES: usize = 16;
 const SCORES: usize = 1 << 17;
 
 /// Attention of queries that are the last of the tokens whose keys and values are given; keys before all windows of a
-/// block are never multiplied either. Nothing is copied but what does not lie in rows: outputs are written where they
-/// belong.
+/// block are never multiplied either. Nothing is copied: heads are read where they lie, in a wider buffer or between others,
+/// and outputs are written where they belong.
 ///
 /// # Shapes
 /// `q` is `[sequences, heads, tokens, head_dim]`, `k` and `v` `[sequences, kv_heads, past + tokens, head_dim]`; the result is
@@ -32,8 +34,7 @@ pub(super) fn attend(
 ) -> Tensor<3> {
     let ([sequences, heads, tokens, head_dim], device) = (q.dims(), q.device());
     let [_, kv_heads, seen, _] = k.dims();
-    let [q, k, v] = [q, k, v].map(|x| x.try_into_data().expect("a host tensor can be read"));
-    let [q, k, v] = [&q, &k, &v].map(|x| x.as_slice::<f32>().expect("activations are f32"));
+    let [q, k, v] = [q, k, v].map(Heads::of);
     let queries = (SCORES / seen.max(1)).clamp(LEAST_QUERIES, QUERY_BLOCK);
     let blocks = tokens.div_ceil(queries);
     let pass =
@@ -46,19 +47,61 @@ pub(super) fn attend(
         let (sequence, head) = (head / heads, head % heads);
         let (start, kv_head) = (block * queries, head / (heads / kv_heads));
         let rows = queries.min(tokens - start);
-        let of_keys = |x| slice_of(x, sequence * kv_heads + kv_head, seen, head_dim);
-        let q =
-            &slice_of(q, sequence * heads + head, tokens, head_dim)[start * head_dim..][..rows * head_dim];
+        let three =
+            [q.rows([sequence, head, start]), k.rows([sequence, kv_head, 0]), v.rows([sequence, kv_head, 0])];
         let place = (sequence * tokens + start) * heads * head_dim + head * head_dim;
         let out = Out { first: target.at(place), stride: heads * head_dim };
-        pass.block((q, start), (of_keys(k), of_keys(v)), head_dim, scores, out);
+        pass.block((start, rows), three, head_dim, scores, out);
     });
     Tensor::from_data(TensorData::new(out, [sequences, tokens, heads * head_dim]), &device)
 }
 
-/// `[tokens, head_dim]` of one head.
-fn slice_of(x: &[f32], head: usize, tokens: usize, head_dim: usize) -> &[f32] {
-    &x[head * tokens * head_dim..][..tokens * head_dim]
+/// A tensor `[sequences, heads, tokens, head_dim]` as it lies, the channels of a head side by side.
+struct Heads {
+    tensor: FlexTensor,
+    /// Steps to the next sequence, head and token, in values.
+    strides: [usize; 3],
+}
+
+/// Rows of one head.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    /// From the first row on.
+    values: &'a [f32],
+    /// From one row to the next.
+    stride: usize,
+}
+
+impl Heads {
+    fn of(x: Tensor<4>) -> Self {
+        let mut tensor = primitive(x);
+        let lies_well = |strides: &[isize]| strides[3] == 1 && strides.iter().all(|&step| step >= 0);
+        if !lies_well(tensor.layout().strides()) {
+            tensor = tensor.to_contiguous();
+        }
+        let strides = tensor.layout().strides();
+        let strides = [0, 1, 2].map(|axis| strides[axis] as usize);
+        Self { tensor, strides }
+    }
+
+    /// The rows of a sequence's head from a token on.
+    fn rows(&self, place: [usize; 3]) -> Rows<'_> {
+        let steps: usize = place.iter().zip(self.strides).map(|(at, step)| at * step).sum();
+        let values = &self.tensor.storage::<f32>()[self.tensor.layout().start_offset() + steps..];
+        Rows { values, stride: self.strides[2] }
+    }
+}
+
+impl Rows<'_> {
+    /// Without the first ones.
+    fn behind(self, rows: usize) -> Self {
+        Self { values: &self.values[rows * self.stride..], ..self }
+    }
+
+    /// Whether so many rows of so many values are there.
+    fn holds(self, rows: usize, width: usize) -> bool {
+        rows == 0 || (rows - 1) * self.stride + width <= self.values.len()
+    }
 }
 
 /// The outputs, into which every task writes rows of its own.
@@ -96,22 +139,24 @@ impl Pass {
     /// softmax(q·kᵀ)·v of some rows of one head, of which the first is token `start`.
     fn block(
         &self,
-        (q, start): (&[f32], usize),
-        (k, v): (&[f32], &[f32]),
+        (start, rows): (usize, usize),
+        [q, k, v]: [Rows; 3],
         head_dim: usize,
         scores: &mut Vec<f32>,
         out: Out,
     ) {
-        let rows = q.len() / head_dim;
         let from = self.first(self.past + start);
         let width = self.past + start + rows - from;
-        let (k, v) = (&k[from * head_dim..][..width * head_dim], &v[from * head_dim..][..width * head_dim]);
+        let (k, v) = (k.behind(from), v.behind(from));
+        assert!(q.holds(rows, head_dim) && k.holds(width, head_dim) && v.holds(width, head_dim));
         scores.resize(scores.len().max(rows * width), 0.0);
         let scores = &mut scores[..rows * width];
-        let (d, w) = (head_dim as isize, width as isize);
+        let w = width as isize;
+        let [of_q, of_k, of_v] = [q, k, v].map(|rows| rows.stride as isize);
+        let [q, k, v] = [q, k, v].map(|rows| rows.values.as_ptr());
         // SAFETY: `q` holds rows × head_dim, `k` width × head_dim and `scores` rows × width values.
         unsafe {
-            product([rows, width, head_dim], (scores.as_mut_ptr(), w), (q.as_ptr(), d), (k.as_ptr(), [d, 1]));
+            product([rows, width, head_dim], (scores.as_mut_ptr(), w), (q, of_q), (k, [of_k, 1]));
         }
         for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
             let position = self.past + start + row;
@@ -131,7 +176,7 @@ impl Pass {
         // this task's alone.
         unsafe {
             let out = (out.first, out.stride as isize);
-            product([rows, head_dim, width], out, (scores.as_ptr(), w), (v.as_ptr(), [1, d]));
+            product([rows, head_dim, width], out, (scores.as_ptr(), w), (v, [1, of_v]));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Behind a prefix, and token by token: the same numbers as in one pass over everything.
 
 use burn::tensor::{Device, Tensor};
-use models::{Cache, Checkpoint, Decoder, Group, Off, Port, Site, Tap, token_tensor};
+use models::{Cache, Checkpoint, Decoder, Group, Growing, Off, Port, Site, Tap, token_tensor};
 
 use crate::dumps::{ORACLES, assert_close, devices, load, oracle};
 
@@ -146,7 +146,7 @@ fn the_tap_sees_nothing_of_a_prefix() {
     assert!(count.0.iter().all(|(_, tokens)| *tokens == 3), "{:?}", count.0);
 }
 
-/// Logits of every step of `tokens`, `step` tokens at a time, behind `cache`.
+/// Logits of every step of `tokens`, `step` tokens at a time, behind `cache`; a cache that grows in place gives the same.
 fn step_by_step(
     decoder: &mut Decoder,
     mut cache: Option<Cache>,
@@ -155,11 +155,15 @@ fn step_by_step(
     tap: &mut dyn Tap,
 ) -> (Tensor<3>, Cache) {
     let mut steps = Vec::new();
+    let mut growing = Growing::behind(cache.as_ref());
     for start in (0..tokens[0].len()).step_by(step) {
         let end = (start + step).min(tokens[0].len());
         let input: Vec<_> = tokens.iter().map(|sequence| &sequence[start..end]).collect();
         let input = token_tensor(&input, &decoder.device());
+        let appended = decoder.append(&mut growing, input.clone(), tap);
         let (hidden, grown) = decoder.encode(cache.as_ref(), input, tap);
+        assert_close("a cache that grows", &values(appended), &values(hidden.clone()));
+        assert_eq!(growing.tokens(), grown.tokens());
         steps.push(decoder.logits(hidden, &mut Off));
         cache = Some(grown);
     }
@@ -196,6 +200,22 @@ fn a_past_of_one_sequence_is_shared_and_can_be_cut() {
         assert_eq!((grown.sequences(), grown.tokens()), (3, kept + 5));
     }
     assert_eq!((cache.sequences(), cache.tokens()), (1, 9), "a past is not changed");
+}
+
+#[test]
+fn a_cache_that_grows_makes_room() {
+    let mut decoder = load("smollm2", &Device::flex());
+    decoder.set_prefix(&[1, 2, 3]);
+    let tokens: Vec<Vec<u32>> = (1..3).map(|seed| scrambled(150, seed, 64)).collect();
+    let expected = decoder.hidden(token_tensor(&tokens, &Device::flex()), &mut Off);
+    let mut growing = Growing::behind(decoder.prefix.as_ref().map(|prefix| &prefix.cache));
+    let mut steps = Vec::new();
+    for at in 0..150 {
+        let fed: Vec<_> = tokens.iter().map(|sequence| &sequence[at..=at]).collect();
+        steps.push(decoder.append(&mut growing, token_tensor(&fed, &Device::flex()), &mut Off));
+    }
+    assert_eq!(growing.tokens(), 153);
+    assert_close("150 steps", &values(Tensor::cat(steps, 1)), &values(expected));
 }
 
 /// Adds one to every value.

@@ -24,7 +24,7 @@
 
 use std::time::Instant;
 
-use models::{Decoder, Tap, token_tensor};
+use models::{Decoder, Growing, Tap, token_tensor};
 
 use crate::evaluate::{EvaluateError, Progress};
 use crate::record::execution::{Speed, Spread, load, peak_memory, processor, reset_peak_memory};
@@ -92,15 +92,14 @@ impl SpeedOf {
     fn round(&self, decoder: &mut Decoder, tap: &mut dyn Tap, tokens: &[u32]) -> [f64; 2] {
         let device = decoder.device();
         let begun = Instant::now();
-        let mut past = decoder.prefix.as_ref().map(|prefix| prefix.cache.clone());
+        let mut past = Growing::behind(decoder.prefix.as_ref().map(|prefix| &prefix.cache));
         let mut seconds = [0.0; 2];
         let steps = [&tokens[..self.prefill]].into_iter().chain(tokens[self.prefill..].chunks(1));
         for (step, fed) in steps.enumerate() {
-            let (hidden, cache) = decoder.encode(past.as_ref(), token_tensor(&[fed], &device), tap);
+            let hidden = decoder.append(&mut past, token_tensor(&[fed], &device), tap);
             let last = hidden.narrow(1, fed.len() - 1, 1);
             // Reading the logits waits for a device that works on its own.
             decoder.logits(last, tap).try_into_data().expect("the device answers");
-            past = Some(cache);
             seconds[usize::from(step > 0)] = begun.elapsed().as_secs_f64();
         }
         [seconds[0], seconds[1] - seconds[0]]
