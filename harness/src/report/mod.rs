@@ -19,6 +19,8 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use crate::record::Contents;
 use crate::record::store::{Store, StoreError};
 
@@ -267,12 +269,13 @@ fn generate(
         (dir.join("summary.csv"), frame::csv(&mut summary).into_bytes()),
         (dir.join("summary.parquet"), frame::parquet(&mut summary)),
     ];
-    for drawing in &drawings {
+    let painted = |drawing: &drawing::Drawing| {
         let file =
             |extension: &str| dir.join(document::FIGURES).join(format!("{}.{extension}", drawing.stem));
-        files.push((file("svg"), drawing.svg()?.into_bytes()));
-        files.push((file("png"), drawing.png()?));
-    }
+        Ok([(file("svg"), drawing.svg()?.into_bytes()), (file("png"), drawing.png()?)])
+    };
+    let figures: Result<Vec<_>, ReportError> = drawings.par_iter().map(painted).collect();
+    files.extend(figures?.into_iter().flatten());
     Ok(files)
 }
 

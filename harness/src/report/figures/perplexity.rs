@@ -1,8 +1,9 @@
 //! `perplexity`: the perplexity of every recipe and model, one drawing for each protocol.
 //!
 //! A row is a recipe (and its calibration set, where there are several), a mark is a model and seed, the axis is
-//! logarithmic. A dashed line is the model's original, a thin bar the 95 % interval of the value. Recipes are rows and
-//! not columns because their names are long and the reader should not turn the head.
+//! logarithmic. Recipes and models of which nothing was run yet are left out. A dashed line is the model's original, a thin
+//! bar the 95 % interval of the value. Recipes are rows and not columns because their names are long and the reader should not
+//! turn the head.
 //!
 //! # Equation
 //! interval = ppl · exp(±1.96 · stderr / ppl): the interval of the mean loss, which is what is nearly normal. One that
@@ -92,8 +93,12 @@ struct Plot {
 
 impl<'a> Chart<'a> {
     fn of(rows: Vec<Row<'a>>) -> Self {
-        let models = distinct(rows.iter().map(|row| row.cell.model.as_str()));
-        let mut bands = distinct(row_keys(&rows).into_iter().map(|key| (key.0, key.1)));
+        // What was not run yet is told of in the tables; where nothing was, the figure shows what will be.
+        let run: Vec<Row> =
+            rows.iter().filter(|row| !matches!(row.outcome, Outcome::Missing)).copied().collect();
+        let shown = if run.is_empty() { &rows } else { &run };
+        let models = distinct(shown.iter().map(|row| row.cell.model.as_str()));
+        let mut bands = distinct(row_keys(shown).into_iter().map(|key| (key.0, key.1)));
         // The original is a line across all bands; alone, it is a band.
         if bands.iter().any(|band| band.0 != ORIGINAL) {
             bands.retain(|band| band.0 != ORIGINAL);
