@@ -150,10 +150,10 @@ fn markdown_has_a_table_for_each_protocol_and_names_every_failure() {
 |:------------|-------------:|----------------:|-----------------:|-------------------:|
 | original    | 4.000 ± 0.125 |               – |     17.54 ± 0.31 |                  – |
 | w8a8_tensor | 5.000 ± 0.250 |           1.250 | failed: quantize |                  – |
-| w4a8        |            – |               – |                – |                  – |
 
 - lower is better; ± one standard error
 - `w8a8_tensor` of `org/big` failed at quantize: the weights of `down_proj` hold a NaN. Cure: Fetch the checkpoint again.
+- rows of which nothing was run yet: `w4a8`
 
 **perplexity (gptq/wikitext2-test/2048/bos=every)**
 

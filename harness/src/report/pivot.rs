@@ -65,6 +65,7 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
     if by_seed {
         columns.push(Column::new("seed", Kind::Count));
     }
+    let names = columns.len();
     let mut measured = Vec::new();
     for model in &models {
         for metric in metrics {
@@ -108,6 +109,7 @@ pub fn pivot(caption: &str, rows: &[Row<'_>], metrics: &[&str]) -> Table {
         table.notes.push(format!("{words}{errors}"));
     }
     table.notes.extend(failure_notes(&rows));
+    table.leave_out_unrun(names);
     table
 }
 

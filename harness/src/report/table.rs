@@ -88,6 +88,31 @@ impl Table {
     pub fn new(caption: &str, columns: Vec<Column>) -> Self {
         Table { caption: caption.to_owned(), columns, rows: Vec::new(), notes: Vec::new() }
     }
+
+    /// Takes away rows with nothing behind their first `names` cells, and says below of whom there were how many: of a large
+    /// sweep under way they would be most of the table. One where nothing was run stays as it is.
+    pub fn leave_out_unrun(&mut self, names: usize) {
+        let unrun = |row: &Vec<Cell>| row.iter().skip(names).all(|cell| *cell == Cell::Missing);
+        if self.rows.iter().all(unrun) {
+            return;
+        }
+        let mut left_out: Vec<(String, usize)> = Vec::new();
+        for row in self.rows.extract_if(.., |row| unrun(row)) {
+            let Some(Cell::Text(name)) = row.into_iter().next() else { continue };
+            match left_out.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, rows)) => *rows += 1,
+                None => left_out.push((name, 1)),
+            }
+        }
+        if !left_out.is_empty() {
+            let each = left_out.iter().map(|(name, rows)| match rows {
+                1 => format!("`{name}`"),
+                _ => format!("`{name}` × {rows}"),
+            });
+            self.notes
+                .push(format!("rows of which nothing was run yet: {}", each.collect::<Vec<_>>().join(", ")));
+        }
+    }
 }
 
 impl Column {
@@ -168,6 +193,24 @@ mod tests {
             spelled(0.0165, Some(0.0021), Digits::Significant(3))
         );
         assert_eq!(spelled(0.0, None, scaled).0, "0.00");
+    }
+
+    #[test]
+    fn rows_of_which_nothing_was_run_are_counted_below() {
+        let columns = ["recipe", "calibration", "value", "ratio"];
+        let mut table = Table::new("", columns.map(|name| Column::new(name, Kind::Text)).to_vec());
+        let row = |recipe: &str, set: Cell, value: Cell| vec![Cell::text(recipe), set, value, Cell::Missing];
+        table.rows.push(row("gptq", Cell::text("c4"), Cell::Missing));
+        table.rows.push(row("gptq", Cell::text("wiki"), Cell::Missing));
+        let nothing = table.clone();
+        table.leave_out_unrun(2);
+        assert_eq!(table, nothing);
+        let measured = row("w8a8", Cell::Missing, Cell::exact(1.0));
+        let failed = row("awq", Cell::text("c4"), Cell::Failed { stage: "quantize".into() });
+        table.rows.extend([measured.clone(), row("w4", Cell::Missing, Cell::Missing), failed.clone()]);
+        table.leave_out_unrun(2);
+        assert_eq!(table.rows, [measured, failed]);
+        assert_eq!(table.notes, ["rows of which nothing was run yet: `gptq` × 2, `w4`"]);
     }
 
     #[test]

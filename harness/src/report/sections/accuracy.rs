@@ -258,6 +258,7 @@ fn against_original(group: &Group<'_>, model: &str, lines: &[Line<'_>]) -> Table
     let all: Vec<&Line<'_>> = lines.iter().collect();
     let names = Names::of(&all);
     let mut columns = names.columns();
+    let named = columns.len();
     for (measure, _) in group.columns() {
         columns.push(Column::new(measure.name(), Kind::Number));
         columns.push(Column::new(&format!("{} 95 %", measure.name()), Kind::Number));
@@ -302,6 +303,7 @@ fn against_original(group: &Group<'_>, model: &str, lines: &[Line<'_>]) -> Table
     }
     let planned: Vec<Row<'_>> = lines.iter().flat_map(|line| line.rows.iter().flatten()).copied().collect();
     table.notes.extend(pivot::failure_notes(&planned));
+    table.leave_out_unrun(named);
     table
 }
 
