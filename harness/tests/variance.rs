@@ -98,6 +98,15 @@ fn planted_components_are_recovered() {
 }
 
 #[test]
+fn equal_values_have_no_spread_at_all() {
+    // 0.7 three times: summed and divided by three, it is another number.
+    let groups = vec![vec![0.7; 3], vec![3.537; 3], vec![1.1]];
+    let found = components(&groups, 0.95).unwrap();
+    assert_eq!(found.within.variance, 0.0);
+    assert!(found.between.variance > 0.0);
+}
+
+#[test]
 fn what_cannot_be_taken_apart_is_refused() {
     let groups = |sizes: &[usize]| sizes.iter().map(|n| vec![1.0; *n]).collect::<Vec<_>>();
     assert!(matches!(components(&groups(&[3]), 0.95), Err(PairedError::TooFew { what: "groups", .. })));

@@ -75,7 +75,9 @@ pub fn components(groups: &[Vec<f64>], confidence: f64) -> Result<Components, Pa
     if n == k {
         return Err(PairedError::TooFew { what: "values in any group", n: 1 });
     }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    // From the first value on, so that equal values have themselves as their mean, and no spread.
+    let mean =
+        |values: &[f64]| values[0] + values.iter().map(|y| y - values[0]).sum::<f64>() / values.len() as f64;
     let means: Vec<f64> = groups.iter().map(|group| mean(group)).collect();
     let sizes: Vec<f64> = groups.iter().map(|group| group.len() as f64).collect();
     let all =
