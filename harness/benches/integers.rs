@@ -29,7 +29,7 @@ fn linears(criterion: &mut Criterion) {
         let weight = Tensor::<2>::random([out, channels], Distribution::Normal(0.0, 0.04), &device);
         let grid = Grid::new(8, Convention::Absmax);
         let weight = round_weight("w", weight, grid, Granularity::Channel, 1.0).expect("rows are whole");
-        let linear = Linear { name: String::new(), weight: weight.clone(), bias: None };
+        let linear = Linear::new(String::new(), weight.clone(), None);
         group.bench_function("f32", |bench| {
             bench.iter(|| black_box(linear.forward(x.clone().reshape([TOKENS, channels]))).dims());
         });

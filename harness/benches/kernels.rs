@@ -164,7 +164,7 @@ mod on_device {
             let whole = shares(Granularity::Channel, channels, None);
             let segments = between(&whole, &whole, 0);
             let rows = rows(&values, &order, &whole, &segments, 8).expect("codes");
-            let linears = Group { linears: vec![Linear { name: String::new(), weight, bias: None }] };
+            let linears = Group { linears: vec![Linear::new(String::new(), weight, None)] };
             let integers = DeviceGroup::new(storage, &rule, &segments, &linears, vec![rows]);
             let integers = integers.expect("one segment");
             let x = normal([1, TOKENS, channels], device);

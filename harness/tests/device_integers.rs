@@ -67,11 +67,11 @@ fn both(
     let codes = plan.encode(&raw, TOKENS, CHANNELS);
     let host = product::multiply(&Kernel::best(), &codes, &packed, &segments, Some(&bias));
 
-    let linear = Linear {
-        name: String::new(),
-        weight: Tensor::from_data(TensorData::new(weight, [OUT, CHANNELS]), device),
-        bias: Some(Tensor::from_data(TensorData::new(bias, [OUT]), device)),
-    };
+    let linear = Linear::new(
+        String::new(),
+        Tensor::from_data(TensorData::new(weight, [OUT, CHANNELS]), device),
+        Some(Tensor::from_data(TensorData::new(bias, [OUT]), device)),
+    );
     let group = Group { linears: vec![linear] };
     let group = DeviceGroup::new(Storage::I32, &rule, &segments, &group, vec![rows]).expect("even segments");
     let x = Tensor::<3>::from_data(TensorData::new(raw, [2, TOKENS, CHANNELS]), device);

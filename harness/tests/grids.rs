@@ -259,8 +259,7 @@ fn a_group_must_divide_the_width() {
 /// Every step with a `bits` key is the identity at 16 bits.
 #[test]
 fn sixteen_bits_are_the_identity() {
-    let linear =
-        |name: &str| models::Linear { name: name.into(), weight: host_rows(gaussian(8, 16), 16), bias: None };
+    let linear = |name: &str| models::Linear::new(name.into(), host_rows(gaussian(8, 16), 16), None);
     for name in ["weights", "activations"] {
         let mut table = toml::Table::new();
         table.insert("bits".into(), 16.into());

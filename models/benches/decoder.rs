@@ -37,11 +37,8 @@ fn products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("linear, 512 tokens");
     let device = Device::flex();
     for (input, out) in [(576, 576), (576, 192), (576, 1536), (1536, 576)] {
-        let linear = Linear {
-            name: String::new(),
-            weight: Tensor::random([out, input], Distribution::Default, &device),
-            bias: None,
-        };
+        let linear =
+            Linear::new(String::new(), Tensor::random([out, input], Distribution::Default, &device), None);
         let x = Tensor::<2>::random([512, input], Distribution::Default, &device);
         group.throughput(Throughput::Elements(2 * 512 * (input * out) as u64));
         group.bench_function(BenchmarkId::from_parameter(format!("{input}→{out}")), |bench| {

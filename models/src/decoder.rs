@@ -355,7 +355,12 @@ impl Decoder {
     /// # Shapes
     /// `[sequences, tokens, hidden]` to `[sequences, tokens, vocabulary]`.
     pub fn logits(&self, hidden: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
-        let logits = one(self.online.before(tap).linears(Site::HEAD, hidden, &self.head));
+        self.logits_by(&self.head, hidden, tap)
+    }
+
+    /// As [`Decoder::logits`], by another form of the head: [`Group::packed`]'s, where it meets many slices.
+    pub fn logits_by(&self, head: &Group, hidden: Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
+        let logits = one(self.online.before(tap).linears(Site::HEAD, hidden, head));
         match self.architecture.logits {
             Logits::Plain => logits,
             Logits::Capped(cap) => kernel::soft_cap(logits, cap),

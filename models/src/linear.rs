@@ -1,7 +1,10 @@
 //! Linear layers, and the groups of them that read one activation.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 
+use crate::product::Packed;
 use crate::{kernel, product};
 
 /// y = x·Wᵀ + b
@@ -13,12 +16,31 @@ pub struct Linear {
     pub weight: Tensor<2>,
     /// `[out]`
     pub bias: Option<Tensor<1>>,
+    /// W once more, as the host's products read it.
+    packed: Option<Arc<Packed>>,
 }
 
 impl Linear {
     /// # Shapes
+    /// `weight` is `[out, in]`, `bias` `[out]`.
+    pub fn new(name: String, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self { name, weight, bias, packed: None }
+    }
+
+    /// The same layer with a copy of its weight in the order in which the host's products read it, which they otherwise make
+    /// again for every activation. Outputs of several rows are exactly the same. Later changes of `weight` are not seen. Elsewhere than on the
+    /// host, the layer as it is.
+    pub fn packed(&self) -> Self {
+        let packed = kernel::on_host(&self.weight.device()).then(|| Arc::new(Packed::of(&self.weight)));
+        Self { packed, ..self.clone() }
+    }
+
+    /// # Shapes
     /// `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if let Some(packed) = self.packed.as_ref().filter(|_| kernel::on_host(&x.device())) {
+            return packed.times(x, self.bias.as_ref());
+        }
         if kernel::on_host(&x.device()) && kernel::on_host(&self.weight.device()) {
             return product::times_transposed(x, &self.weight, self.bias.as_ref());
         }
@@ -38,6 +60,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// The same linears with packed weights: see [`Linear::packed`].
+    pub fn packed(&self) -> Self {
+        Self { linears: self.linears.iter().map(Linear::packed).collect() }
+    }
+
     /// # Shapes
     /// `[sequences, tokens, in]` to one `[sequences, tokens, out]` per linear.
     pub fn forward(&self, x: Tensor<3>) -> Vec<Tensor<3>> {

@@ -41,7 +41,7 @@ pub(crate) fn head(
         Some(table) => table,
         None => weights(&format!("{}.weight", names.head), &shape)?.reshape(shape),
     };
-    Ok(Group { linears: vec![Linear { name: names.head.into(), weight, bias: None }] })
+    Ok(Group { linears: vec![Linear::new(names.head.into(), weight, None)] })
 }
 
 /// Block `layer` of a checkpoint.
@@ -60,7 +60,7 @@ pub(crate) fn block(
     let mut linear = |name: String, out: usize, input: usize, bias: bool| {
         let weight = weights(&format!("{name}.weight"), &[out, input])?.reshape([out, input]);
         let bias = if bias { Some(weights(&format!("{name}.bias"), &[out])?) } else { None };
-        Ok::<_, CheckpointError>(Linear { name, weight, bias })
+        Ok::<_, CheckpointError>(Linear::new(name, weight, bias))
     };
     let mut qkv = Group {
         linears: vec![

@@ -14,7 +14,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Device, Tensor, TensorData};
-use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions};
+use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
 use rten_tensor::{Layout, NdTensorView};
 
 /// x·Wᵀ + b on the host, without a copy of the weight.
@@ -25,11 +25,41 @@ use rten_tensor::{Layout, NdTensorView};
 /// # Panics
 /// If a tensor is not in host memory, not f32, or of another shape.
 pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<2> {
-    let ([rows, _], [out, _], device) = (x.dims(), weight.dims(), x.device());
-    let [x, weight] = [x, weight.clone()].map(|tensor| on_host(primitive(tensor)));
+    let weight = on_host(primitive(weight.clone()));
+    by_weight(x, GemmInputB::Unpacked(view(&weight).transposed()), bias)
+}
+
+/// W as the products of this module read it, for a weight that meets many activations.
+pub(crate) struct Packed(PackedBMatrix<f32>);
+
+impl Packed {
+    /// # Shapes
+    /// `weight` is `[out, in]`, in host memory and f32.
+    pub(crate) fn of(weight: &Tensor<2>) -> Self {
+        let weight = on_host(primitive(weight.clone()));
+        Self(GemmExecutor::<f32>::new().prepack_b(view(&weight).transposed()))
+    }
+
+    /// As [`times_transposed`], and exactly the same, but for a single row, which unpacked weights meet in another order.
+    pub(crate) fn times(&self, x: Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<2> {
+        by_weight(x, GemmInputB::Packed(&self.0), bias)
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Packed")
+    }
+}
+
+/// x·Wᵀ + b, of Wᵀ in either form.
+fn by_weight(x: Tensor<2>, transposed: GemmInputB<f32>, bias: Option<&Tensor<1>>) -> Tensor<2> {
+    let ([rows, _], device) = (x.dims(), x.device());
+    let x = on_host(primitive(x));
     let bias = bias.map(|bias| on_host(primitive(bias.clone())));
-    let bias = bias.as_ref().map(|bias| BiasVector::Row(&bias.storage::<f32>()[..out]));
-    let y = product(view(&x), view(&weight).transposed(), bias);
+    let bias = bias.as_ref().map(|bias| BiasVector::Row(&bias.storage::<f32>()[..bias.layout().shape()[0]]));
+    let out = transposed.cols();
+    let y = product(view(&x), transposed, bias);
     Tensor::from_data(TensorData::new(y, [rows, out]), &device)
 }
 
@@ -64,19 +94,22 @@ trait Gradient: Products {
 impl Products for Flex {
     fn rows_by_rows(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
         let [x, weight] = [x, weight].map(on_host);
-        from_rows(product(view(&x), view(&weight).transposed(), None), weight.layout().shape()[0])
+        from_rows(
+            product(view(&x), GemmInputB::Unpacked(view(&weight).transposed()), None),
+            weight.layout().shape()[0],
+        )
     }
 }
 
 impl Gradient for Flex {
     fn by_activation(g: FlexTensor, weight: FlexTensor) -> FlexTensor {
         let [g, weight] = [g, weight].map(on_host);
-        from_rows(product(view(&g), view(&weight), None), weight.layout().shape()[1])
+        from_rows(product(view(&g), GemmInputB::Unpacked(view(&weight)), None), weight.layout().shape()[1])
     }
 
     fn by_weight(g: FlexTensor, x: FlexTensor) -> FlexTensor {
         let [g, x] = [g, x].map(on_host);
-        from_rows(product(view(&g).transposed(), view(&x), None), x.layout().shape()[1])
+        from_rows(product(view(&g).transposed(), GemmInputB::Unpacked(view(&x)), None), x.layout().shape()[1])
     }
 }
 
@@ -129,14 +162,13 @@ impl<B: Gradient, C: CheckpointStrategy> Products for Autodiff<B, C> {
 ///
 /// # Panics
 /// If the shapes do not fit.
-fn product(a: NdTensorView<f32, 2>, b: NdTensorView<f32, 2>, bias: Option<BiasVector<f32>>) -> Vec<f32> {
-    let (rows, columns) = (a.shape()[0], b.shape()[1]);
-    assert_eq!(a.shape()[1], b.shape()[0], "a row holds what the linear reads");
+fn product(a: NdTensorView<f32, 2>, b: GemmInputB<f32>, bias: Option<BiasVector<f32>>) -> Vec<f32> {
+    let (rows, columns) = (a.shape()[0], b.cols());
+    assert_eq!(a.shape()[1], b.rows(), "a row holds what the linear reads");
     let mut y: Vec<f32> = Vec::with_capacity(rows * columns);
     let room: &mut [MaybeUninit<f32>] = &mut y.spare_capacity_mut()[..rows * columns];
-    let inputs = (GemmInputA::Unpacked(a), GemmInputB::Unpacked(b));
     let options = GemmUninitOptions { bias, ..GemmUninitOptions::default() };
-    let made = GemmExecutor::<f32>::new().gemm_uninit(room, inputs.0, inputs.1, options);
+    let made = GemmExecutor::<f32>::new().gemm_uninit(room, GemmInputA::Unpacked(a), b, options);
     assert_eq!(made.expect("shapes fit").len(), rows * columns, "every output is written");
     // SAFETY: the product has written all of them.
     unsafe {
@@ -193,6 +225,30 @@ mod tests {
         let grads = (y * ramp(37, 19, 0.71)).sum().backward();
         found.extend([x, weight].map(|leaf| leaf.grad(&grads).map(values)));
         found
+    }
+
+    #[test]
+    fn a_packed_weight_gives_exactly_the_same() {
+        let device = Device::flex();
+        let ramp = |rows: usize, columns: usize, step: f32| {
+            let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * step).sin()).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), &device)
+        };
+        let (x, weight, bias) =
+            (ramp(37, 600, 0.37), ramp(197, 600, 0.53), ramp(1, 197, 0.11).reshape([197]));
+        let packed = Packed::of(&weight);
+        let exact = |y: Tensor<2>| -> Vec<u32> {
+            y.into_data().try_to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+        };
+        for bias in [None, Some(&bias)] {
+            let expected = exact(times_transposed(x.clone(), &weight, bias));
+            assert_eq!(exact(packed.times(x.clone(), bias)), expected);
+            // Nor does it matter how many rows are multiplied at once.
+            for rows in [5..9, 7..8] {
+                let some = packed.times(x.clone().slice([rows.clone(), 0..600]), bias);
+                assert_eq!(exact(some), expected[rows.start * 197..rows.end * 197]);
+            }
+        }
     }
 
     #[test]

@@ -373,7 +373,7 @@ fn columns_times(linear: &Linear, scales: &[f64]) -> Option<Linear> {
     let weight = rows_changed(&linear.weight, |_, row| {
         row.iter_mut().zip(scales).for_each(|(w, &s)| *w = (f64::from(*w) * s) as f32);
     })?;
-    Some(Linear { name: linear.name.clone(), weight, bias: linear.bias.clone() })
+    Some(Linear::new(linear.name.clone(), weight, linear.bias.clone()))
 }
 
 /// Row r of the weight, and element r of the bias, over `scales[r]`; `None` where a value leaves the range of f32.
@@ -386,7 +386,7 @@ fn rows_over(linear: &Linear, scales: &[f64]) -> Option<Linear> {
         Some(bias) => Some(rows_changed(&bias.clone().unsqueeze_dim::<2>(1), divide)?.squeeze_dim(1)),
         None => None,
     };
-    Some(Linear { name: linear.name.clone(), weight, bias })
+    Some(Linear::new(linear.name.clone(), weight, bias))
 }
 
 fn rows_changed(weight: &Tensor<2>, change: impl Fn(usize, &mut [f32]) + Sync) -> Option<Tensor<2>> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Int, Tensor, TensorData};
 use models::architecture::Architecture;
 use models::kernel::on_host;
-use models::{Decoder, Off, Tap, simd, token_tensor};
+use models::{Decoder, Group, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decode::{self, Mode};
@@ -23,6 +23,9 @@ pub(super) const TOKENS_PER_BATCH: usize = 1024;
 /// Logits held at once, in values: 128 MiB of f32, the largest binding that every Vulkan driver allows.
 pub(super) const LOGITS_AT_ONCE: usize = 32 << 20;
 
+/// Rows of logits few enough to be in the cache when their likelihoods are read, and enough for the product that makes them.
+const ROWS_IN_CACHE: usize = 128;
+
 /// Told of logits: which window, which of its targets, and one row `[targets, vocabulary]` for each.
 pub(super) type Visit<'a> = dyn FnMut(usize, Range<usize>, Tensor<2>) + 'a;
 
@@ -30,6 +33,10 @@ pub(super) type Visit<'a> = dyn FnMut(usize, Range<usize>, Tensor<2>) + 'a;
 pub struct DecoderModel<'a> {
     decoder: &'a mut Decoder,
     tap: &'a mut dyn Tap,
+    /// The head in the form that many slices are multiplied by, once there was one.
+    head: Option<Group>,
+    /// Rows of logits that are made at once, where memory has room for as many.
+    rows_at_once: usize,
     /// BOS, whose place a prefix takes.
     start: Option<u32>,
     /// Whether the recipe allows sequences to share work.
@@ -54,6 +61,8 @@ impl<'a> DecoderModel<'a> {
         Self {
             decoder,
             tap,
+            head: None,
+            rows_at_once: usize::MAX,
             start,
             sharing: Sharing::Shared,
             mode: Mode::Dense,
@@ -68,6 +77,13 @@ impl<'a> DecoderModel<'a> {
     /// The same model, whose sequences share work or do not.
     pub fn sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;
+        self
+    }
+
+    /// The same model, which makes fewer rows of logits at once, for speed. Not for one whose head's input is rounded by one
+    /// scale for all rows, nor for draws that are counted by slice.
+    pub fn few_rows_at_once(mut self, few: bool) -> Self {
+        self.rows_at_once = if few { ROWS_IN_CACHE } else { usize::MAX };
         self
     }
 
@@ -106,10 +122,14 @@ impl<'a> DecoderModel<'a> {
         let fed: Vec<&[u32]> = windows.iter().map(|window| &window.fed[dropped..]).collect();
         let hidden = self.hidden(&fed, dropped)?;
         let rows = match self.mode {
-            Mode::Dense => rows_of_logits(&self.decoder.architecture),
+            Mode::Dense => rows_of_logits(&self.decoder.architecture).min(self.rows_at_once),
             // A decoder has no other token's row at hand when the head's input is rounded.
             Mode::Decode => 1,
         };
+        let head = self.head.get_or_insert_with(|| match self.mode {
+            Mode::Dense => self.decoder.head.packed(),
+            Mode::Decode => self.decoder.head.clone(),
+        });
         for (index, window) in windows.iter().enumerate() {
             let behind = usize::from(dropped == 1 && window.from == 0).min(window.targets.len());
             if behind == 1 {
@@ -124,7 +144,7 @@ impl<'a> DecoderModel<'a> {
                 let until = window.targets.len().min(from + rows);
                 let place = window.from + from - dropped;
                 let slice = hidden.clone().slice([index..index + 1, place..place + until - from, 0..width]);
-                let logits = self.decoder.logits(slice, self.tap);
+                let logits = self.decoder.logits_by(head, slice, self.tap);
                 let vocabulary = logits.dims()[2];
                 visit(index, from..until, logits.reshape([until - from, vocabulary]));
             }

@@ -8,7 +8,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use models::kernel::on_host;
-use models::{Decoder, Off, Packed, Tap, simd, token_tensor};
+use models::{Decoder, Group, Off, Packed, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
 use crate::evaluate::decoder_model::{LOGITS_AT_ONCE, TOKENS_PER_BATCH};
@@ -60,6 +60,7 @@ pub fn score(
     let sequences: usize = items.iter().map(|item| item.len()).sum();
     let mut run = Run {
         start,
+        head: decoder.head.packed(),
         decoder,
         tap,
         sharing,
@@ -100,6 +101,8 @@ struct Wanted {
 
 struct Run<'a> {
     decoder: &'a mut Decoder,
+    /// The decoder's, in the form that many slices are multiplied by.
+    head: Group,
     tap: &'a mut dyn Tap,
     /// BOS, where a prefix takes its place.
     start: Option<u32>,
@@ -195,7 +198,9 @@ impl Run<'_> {
             let indices =
                 Tensor::<1, Int>::from_data(TensorData::new(indices, [chunk.len()]), &flat.device());
             let picked = flat.clone().select(0, indices).reshape([1, chunk.len(), width]);
-            let logits = self.decoder.logits(picked, self.tap);
+            // One row alone is read faster from a weight that is not packed.
+            let head = if chunk.len() == 1 { &self.decoder.head } else { &self.head };
+            let logits = self.decoder.logits_by(head, picked, self.tap);
             let vocabulary = logits.dims()[2];
             let logits = logits.reshape([chunk.len(), vocabulary]);
             let here = wanted.iter().filter(|w| chunk.binary_search(&w.row).is_ok());

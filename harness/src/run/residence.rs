@@ -112,7 +112,7 @@ pub fn streamable(cell: &Cell, architecture: &Architecture) -> Result<(), Whole>
 /// The program itself, texts and tokenizers: measured, rounded up.
 const PROGRAM: u64 = 64 << 20;
 
-/// Bytes at the peak of a cell with all weights in memory: they in f32, the largest tensor once more while it is read or
+/// Bytes at the peak of a cell with all weights in memory: they in f32, the largest tensor once more while it is read, packed or
 /// rounded, and the workspace of a forward pass over sequences of `length` tokens.
 pub fn resident(a: &Architecture, evaluations: &[Evaluation], length: usize) -> u64 {
     let largest = (a.vocabulary.max(a.mlp.intermediate) * a.hidden) as u64;

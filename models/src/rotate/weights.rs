@@ -93,7 +93,7 @@ pub fn row_rotated(row: &Tensor<1>, first: First, rotation: &Hadamard) -> Option
 /// A linear whose inputs are rotated.
 pub fn reads_rotated(linear: &Linear, first: First, rotation: &Hadamard) -> Option<Linear> {
     let weight = rows_rotated(&linear.weight, first, rotation)?;
-    Some(Linear { name: linear.name.clone(), weight, bias: linear.bias.clone() })
+    Some(Linear::new(linear.name.clone(), weight, linear.bias.clone()))
 }
 
 /// A linear that gives its outputs rotated.
@@ -103,7 +103,7 @@ pub fn gives_rotated(linear: &Linear, first: First, rotation: &Hadamard) -> Opti
         Some(bias) => Some(row_rotated(bias, first, rotation)?),
         None => None,
     };
-    Some(Linear { name: linear.name.clone(), weight, bias })
+    Some(Linear::new(linear.name.clone(), weight, bias))
 }
 
 /// The linear's bias and W·x, as what it adds when x is added to its input.

@@ -140,7 +140,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             x,
             weight: values,
             on_burn,
-            linear: Linear { name: String::new(), weight, bias: None },
+            linear: Linear::new(String::new(), weight, None),
             rten: &rten,
             packed,
             openblas: sgemm.as_deref(),

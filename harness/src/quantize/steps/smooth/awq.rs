@@ -348,13 +348,8 @@ mod tests {
             row[3] *= 30.0;
         }
         let weight: Vec<f32> = (0..rows * channels).map(|i| ((i * 53 % 97) as f32 - 48.0) / 200.0).collect();
-        let group = Group {
-            linears: vec![Linear {
-                name: "w".into(),
-                weight: tensor(weight.clone(), [rows, channels]),
-                bias: None,
-            }],
-        };
+        let group =
+            Group { linears: vec![Linear::new("w".into(), tensor(weight.clone(), [rows, channels]), None)] };
         let grid = Grid::new(3, Convention::ZeroInRange);
         let x = tensor(values.clone(), [1, tokens, channels]);
         let first = |mut outputs: Vec<Tensor<3>>| outputs.swap_remove(0);

@@ -304,7 +304,7 @@ mod tests {
         let x = Tensor::<3>::from_data(TensorData::new(values, [4, 64, 8]), &device);
         let weight: Vec<f32> = (0..16 * 8).map(|i| ((i * 53 % 97) as f32 - 48.0) / 200.0).collect();
         let weight = Tensor::from_data(TensorData::new(weight, [16, 8]), &device);
-        let group = Group { linears: vec![Linear { name: "w".into(), weight, bias: None }] };
+        let group = Group { linears: vec![Linear::new("w".into(), weight, None)] };
         let (best, scales) = search(&x, &group, 8, None, &mut |mut outputs| outputs.swap_remove(0)).unwrap();
         assert!(best.loss < best.unscaled / 2.0, "{best:?}");
         assert!(scales[3] > 2.0 && scales.iter().enumerate().all(|(c, s)| c == 3 || *s == 1.0), "{scales:?}");

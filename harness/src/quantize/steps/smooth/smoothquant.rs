@@ -225,10 +225,8 @@ mod tests {
     #[test]
     fn negative_weights_count_by_magnitude_and_linears_together() {
         let device = Device::flex();
-        let linear = |values: Vec<f32>| Linear {
-            name: "x".into(),
-            weight: Tensor::from_data(TensorData::new(values, [2, 2]), &device),
-            bias: None,
+        let linear = |values: Vec<f32>| {
+            Linear::new("x".into(), Tensor::from_data(TensorData::new(values, [2, 2]), &device), None)
         };
         let group =
             Group { linears: vec![linear(vec![-5.0, 1.0, -2.0, 0.5]), linear(vec![1.0, -0.25, 0.0, -3.0])] };
