@@ -56,7 +56,7 @@ def cells(store):
 def main():
     own = sys.argv[1:]
     at = own.index("--") if "--" in own else len(own)
-    own, flags = own[:at], ["-R", "original*", *own[at + 1 :]]
+    own, flags = own[:at], ["-R", "original", "-R", "original+*", *own[at + 1 :]]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
     parser.add_argument("--recipes", required=True)
