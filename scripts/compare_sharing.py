@@ -7,7 +7,8 @@
     compare_sharing.py EXPERIMENT --recipes R,R… --calibrations C,C… [--binary target/release/quantscope] [-- SWEEP FLAGS]
 
 One run on one machine: first the sweep of all named recipes × calibration sets, of which the experiment must draw each
-once, then the same cells one by one, each in a new store; originals in neither. Seconds are
+once, then the same cells one by one, each in a new store; the original in neither. Behind a
+prefix it is dropped by its name, behind the `--`: -R original+NAME. Seconds are
 those of the records (making cells, evaluating, the statistics among it), so that what every start of the program costs
 (reading texts, drawing figures) speaks for neither side; the wall time of the commands stands beside them. Values are
 compared: sharing must not move them.
@@ -56,7 +57,7 @@ def cells(store):
 def main():
     own = sys.argv[1:]
     at = own.index("--") if "--" in own else len(own)
-    own, flags = own[:at], ["-R", "original", "-R", "original+*", *own[at + 1 :]]
+    own, flags = own[:at], ["-R", "original", *own[at + 1 :]]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
     parser.add_argument("--recipes", required=True)
