@@ -7,11 +7,10 @@
     compare_sharing.py EXPERIMENT --recipes R,R… --calibrations C,C… [--binary target/release/quantscope] [-- SWEEP FLAGS]
 
 One run on one machine: first the sweep of all named recipes × calibration sets, of which the experiment must draw each
-once, then the same cells one by one, each in a new store; the original in neither. Behind a
-prefix it is dropped by its name, behind the `--`: -R original+NAME. Seconds are
-those of the records (making cells, evaluating, the statistics among it), so that what every start of the program costs
-(reading texts, drawing figures) speaks for neither side; the wall time of the commands stands beside them. Values are
-compared: sharing must not move them.
+once, then the same cells one by one, each in a new store; the original in neither. Behind a prefix it is dropped by its
+name, behind the `--`: -R original+NAME. Seconds are those of the records (making cells, evaluating, the statistics among
+it), so that what every start of the program costs (reading texts, drawing figures) speaks for neither side; the wall time
+of the commands stands beside them. Values are compared: sharing must not move them.
 
     scripts/compare_sharing.py experiments/calibration-robustness.toml --recipes static-max,smoothquant \\
         --calibrations wiki,random-tokens -- -m 'smollm2*' --models MODELS --data DATA

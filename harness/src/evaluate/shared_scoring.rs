@@ -198,7 +198,7 @@ impl Run<'_> {
             let indices =
                 Tensor::<1, Int>::from_data(TensorData::new(indices, [chunk.len()]), &flat.device());
             let picked = flat.clone().select(0, indices).reshape([1, chunk.len(), width]);
-            // One row alone is read faster from a weight that is not packed.
+            // One row alone meets an unpacked weight in another order of sums: its answers stay what they were.
             let head = if chunk.len() == 1 { &self.decoder.head } else { &self.head };
             let logits = self.decoder.logits_by(head, picked, self.tap);
             let vocabulary = logits.dims()[2];
