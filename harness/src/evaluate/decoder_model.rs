@@ -21,7 +21,7 @@ use crate::evaluate::{EvaluateError, LanguageModel, Progress};
 pub(super) const TOKENS_PER_BATCH: usize = 1024;
 
 /// Logits held at once, in values: 128 MiB of f32, the largest binding that every Vulkan driver allows.
-pub(super) const LOGITS_AT_ONCE: usize = 32 << 20;
+const LOGITS_AT_ONCE: usize = 32 << 20;
 
 /// Rows of logits few enough to be in the cache when their likelihoods are read, and enough for the product that makes them.
 const ROWS_IN_CACHE: usize = 128;

@@ -11,7 +11,7 @@ use models::kernel::on_host;
 use models::{Decoder, Group, Off, Packed, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
-use crate::evaluate::decoder_model::{LOGITS_AT_ONCE, TOKENS_PER_BATCH};
+use crate::evaluate::decoder_model::{TOKENS_PER_BATCH, rows_of_logits};
 use crate::evaluate::requests::sharing::{self, Place, Shared};
 use crate::evaluate::scoring::Answer;
 use crate::evaluate::windows::Sequence;
@@ -192,8 +192,7 @@ impl Run<'_> {
         let mut rows: Vec<usize> = wanted.iter().map(|w| w.row).collect();
         rows.sort_unstable();
         rows.dedup();
-        let at_once = (LOGITS_AT_ONCE / self.decoder.architecture.vocabulary).max(1);
-        for chunk in rows.chunks(at_once) {
+        for chunk in rows.chunks(rows_of_logits(&self.decoder.architecture)) {
             let indices: Vec<i64> = chunk.iter().map(|&row| row as i64).collect();
             let indices =
                 Tensor::<1, Int>::from_data(TensorData::new(indices, [chunk.len()]), &flat.device());

@@ -109,8 +109,8 @@ pub fn streamable(cell: &Cell, architecture: &Architecture) -> Result<(), Whole>
     Ok(())
 }
 
-/// The program itself, texts and tokenizers: measured, rounded up.
-const PROGRAM: u64 = 64 << 20;
+/// The program itself, texts and tokenizers: what sweeps of toys take, 128 MiB and a little more.
+const PROGRAM: u64 = 128 << 20;
 
 /// Bytes at the peak of a cell with all weights in memory: they in f32, the largest tensor once more while it is read, packed or
 /// rounded, and the workspace of a forward pass over sequences of `length` tokens.
@@ -120,6 +120,13 @@ pub fn resident(a: &Architecture, evaluations: &[Evaluation], length: usize) -> 
         + 4 * (a.parameters() + largest)
         + DecoderModel::workspace_bytes(a, length)
         + originals::memory(evaluations, a)
+}
+
+/// The same of a cell, whose recipe may round to integers: a byte for each weight of the blocks, beside the weights.
+fn resident_cell(a: &Architecture, cell: &Cell) -> u64 {
+    let rounds = cell.recipe.steps.iter().any(|step| step.name() == "activations");
+    let codes = if rounds { a.layers as u64 * Part::Block(0).parameters(a) } else { 0 };
+    resident(a, &cell.evaluations, cell.longest()) + codes
 }
 
 /// Bytes at the peak of a cell part by part: the largest part, once more where a recipe changes it, its largest tensor while
@@ -151,7 +158,7 @@ pub fn choose(cell: &Cell, a: &Architecture, choice: Choice) -> Result<Residence
         Ask::Resident => Ok(Residence::Resident),
         Ask::Streamed => streamable(cell, a).map(|()| Residence::Streamed),
         Ask::Auto => {
-            let fits = |memory| resident(a, &cell.evaluations, cell.longest()) <= memory;
+            let fits = |memory| resident_cell(a, cell) <= memory;
             Ok(match choice.memory.is_none_or(fits) || streamable(cell, a).is_err() {
                 true => Residence::Resident,
                 false => Residence::Streamed,
@@ -163,14 +170,14 @@ pub fn choose(cell: &Cell, a: &Architecture, choice: Choice) -> Result<Residence
 /// Bytes at the peak of a cell.
 pub fn memory(residence: Residence, a: &Architecture, cell: &Cell) -> u64 {
     match residence {
-        Residence::Resident => resident(a, &cell.evaluations, cell.longest()),
+        Residence::Resident => resident_cell(a, cell),
         Residence::Streamed => streamed(a, &cell.evaluations, cell.longest()),
     }
 }
 
 /// What is worth a warning: a cell that does not fit, and cannot be executed otherwise.
 pub fn warning(cell: &Cell, a: &Architecture, choice: Choice) -> Option<String> {
-    let takes = resident(a, &cell.evaluations, cell.longest());
+    let takes = resident_cell(a, cell);
     let why = streamable(cell, a).err()?;
     let limit = choice.memory.filter(|&limit| choice.ask == Ask::Auto && takes > limit)?;
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;

@@ -14,7 +14,7 @@ use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 use models::cube_tensor::on_cube;
 
-use super::{Codes, MOST_UNITS, codes, scale_of, units};
+use super::{Codes, codes, range_of, scale_of, unit_a_value, units};
 use crate::quantize::grid::{Convention, Grid, Scale};
 
 /// How a device holds codes that it multiplies.
@@ -188,10 +188,11 @@ pub fn encode(x: &Tensor<3>, grid: Grid, clip: f32, cut: Cut, storage: Storage) 
             Storage::I8 => encode_values::launch::<i8>,
             Storage::I32 => encode_values::launch::<i32>,
         };
+        let (cubes, units) = unit_a_value(rows * channels);
         launch(
             &client,
-            CubeCount::new_1d((rows * channels).div_ceil(MOST_UNITS) as u32),
-            CubeDim::new_1d(MOST_UNITS as u32),
+            cubes,
+            units,
             x.into_buffer_arg(),
             codes,
             deltas,
@@ -255,10 +256,11 @@ impl Activation {
             None => self.cut.run / self.cut.width,
         };
         let of_runs = RunsLaunch::new(of_a_run, weight.segments);
+        let (cubes, units) = unit_a_value(rows * out);
         outputs::launch(
             &client,
-            CubeCount::new_1d((rows * out).div_ceil(MOST_UNITS) as u32),
-            CubeDim::new_1d(MOST_UNITS as u32),
+            cubes,
+            units,
             products.into_buffer_arg(),
             self.deltas.clone().into_buffer_arg(),
             self.zeros.clone().into_buffer_arg(),
@@ -296,10 +298,11 @@ impl Activation {
             Storage::I8 => sum_rows::launch::<i8>,
             Storage::I32 => sum_rows::launch::<i32>,
         };
+        let (cubes, units) = unit_a_value(segments * self.rows);
         launch(
             &client,
-            CubeCount::new_1d((segments * self.rows).div_ceil(MOST_UNITS) as u32),
-            CubeDim::new_1d(MOST_UNITS as u32),
+            cubes,
+            units,
             self.codes.clone().into_buffer_arg(),
             sums.clone().into_buffer_arg(),
             self.cut.width,
@@ -349,18 +352,7 @@ fn encode_runs<I: Int>(
 ) {
     let from = CUBE_POS * run;
     let unit = UNIT_POS as usize;
-    let mut low = x[from];
-    let mut high = low;
-    // NaN has no place in a range, and no literal in WGSL: what is there is carried along.
-    let mut broken = f32::new(0.0);
-    let mut i = unit;
-    while i < run {
-        let value = x[from + i];
-        low = min(low, value);
-        high = max(high, value);
-        broken = select(value.is_nan(), value, broken);
-        i += units;
-    }
+    let (low, high, broken) = range_of(x, from, run, units);
     let mut lows = Shared::new_slice(units);
     let mut highs = Shared::new_slice(units);
     let (delta, zero) = scale_of(low, high, &mut lows, &mut highs, codes, units, convention);

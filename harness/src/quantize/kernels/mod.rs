@@ -30,6 +30,11 @@ fn units(width: usize) -> usize {
     width.next_power_of_two().clamp(32, MOST_UNITS)
 }
 
+/// A launch in which every value has a unit of its own.
+fn unit_a_value(values: usize) -> (CubeCount, CubeDim) {
+    (CubeCount::new_1d(values.div_ceil(MOST_UNITS) as u32), CubeDim::new_1d(MOST_UNITS as u32))
+}
+
 /// What a kernel knows of a grid.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Codes {
@@ -116,6 +121,24 @@ fn zero_of(low: f32, delta: f32, codes: &Codes, #[comptime] convention: Conventi
 fn on_grid(x: f32, delta: f32, zero: f32, codes: &Codes) -> f32 {
     let code = clamp((x / delta).round() + zero, codes.least, codes.most);
     (code - zero) * delta
+}
+
+/// The smallest and the largest of the values of a run that a unit looks at; and NaN where one is, or else 0: NaN has no place
+/// in a range, and no literal in WGSL.
+#[cube]
+fn range_of(x: &[f32], from: usize, #[comptime] run: usize, #[comptime] units: usize) -> (f32, f32, f32) {
+    let mut low = x[from];
+    let mut high = low;
+    let mut broken = f32::new(0.0);
+    let mut i = UNIT_POS as usize;
+    while i < run {
+        let value = x[from + i];
+        low = min(low, value);
+        high = max(high, value);
+        broken = select(value.is_nan(), value, broken);
+        i += units;
+    }
+    (low, high, broken)
 }
 
 /// Δ and the zero point of the run that the units of a cube share, of the smallest and the largest value that each has found.

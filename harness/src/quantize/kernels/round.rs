@@ -6,7 +6,7 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use models::cube_tensor::{like, on_cube};
 
-use super::{Codes, MOST_UNITS, codes, on_grid, scale_of, units};
+use super::{Codes, codes, on_grid, range_of, scale_of, unit_a_value, units};
 use crate::quantize::grid::{Convention, Grid, Scale};
 
 /// Rounds every row of `[runs, width]` with its own scale.
@@ -32,11 +32,11 @@ pub fn runs(x: &Tensor<2>, grid: Grid, clip: f32) -> Option<Tensor<2>> {
 pub fn with_one_scale<const D: usize>(x: &Tensor<D>, grid: Grid, scale: Scale) -> Option<Tensor<D>> {
     let (codes, x) = (codes(grid, 1.0)?, on_cube(x)?);
     let (out, client) = (like(&x), x.client.clone());
-    let values = x.meta.num_elements();
+    let (cubes, units) = unit_a_value(x.meta.num_elements());
     round_values::launch(
         &client,
-        CubeCount::new_1d(values.div_ceil(MOST_UNITS) as u32),
-        CubeDim::new_1d(MOST_UNITS as u32),
+        cubes,
+        units,
         x.into_buffer_arg(),
         out.clone().into_buffer_arg(),
         codes,
@@ -57,19 +57,11 @@ fn round_runs(
     #[comptime] convention: Convention,
 ) {
     let from = CUBE_POS * width;
-    let unit = UNIT_POS as usize;
-    let mut low = x[from];
-    let mut high = low;
-    let mut i = unit;
-    while i < width {
-        low = min(low, x[from + i]);
-        high = max(high, x[from + i]);
-        i += units;
-    }
+    let (low, high, _) = range_of(x, from, width, units);
     let mut lows = Shared::new_slice(units);
     let mut highs = Shared::new_slice(units);
     let (delta, zero) = scale_of(low, high, &mut lows, &mut highs, codes, units, convention);
-    let mut i = unit;
+    let mut i = UNIT_POS as usize;
     while i < width {
         out[from + i] = on_grid(x[from + i], delta, zero, codes);
         i += units;

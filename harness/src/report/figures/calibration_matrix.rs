@@ -95,11 +95,21 @@ fn drawing(model: &str, studies: &[Study<'_>]) -> Option<Drawing> {
     let across = (((WIDTH - 2.0 * MARGIN) / least) as usize).clamp(1, recipes.len().max(1));
     let width = (WIDTH - 2.0 * MARGIN) / across as f64;
     let column = ((width - names_room - GAP) / metrics.len() as f64).min(WIDEST);
-    let height = HEADING + SMALL + 6.0 + ROW * sets.len() as f64 + 8.0;
     let names = calibrated::short_names(&metrics);
-    for (place, recipe) in recipes.iter().enumerate() {
+    // A study may not have come to every set with every recipe.
+    let sets_of = |recipe: &str| {
+        let here = |set: &str| metrics.iter().any(|metric| loss(recipe, set, metric).is_some());
+        sets.iter().copied().filter(|(set, _)| here(set)).collect::<Vec<_>>()
+    };
+    let panels = recipes.iter().map(|&recipe| (recipe, sets_of(recipe)));
+    let panels: Vec<_> = panels.filter(|(_, sets)| !sets.is_empty()).collect();
+    let (mut top, mut end) = (y, y);
+    for (place, (recipe, sets)) in panels.iter().enumerate() {
+        if place % across == 0 {
+            top = end;
+        }
         let left = MARGIN + width * (place % across) as f64 + names_room;
-        let mut y = y + height * (place / across) as f64;
+        let mut y = top;
         canvas.text((left, y + HEADING - 7.0), recipe, TEXT, Anchor::Start, Colour::INK);
         y += HEADING;
         for (i, name) in names.iter().enumerate() {
@@ -108,7 +118,7 @@ fn drawing(model: &str, studies: &[Study<'_>]) -> Option<Drawing> {
             canvas.text((x, y + SMALL), &name, SMALL, Anchor::Middle, Colour::GREY);
         }
         y += SMALL + 6.0;
-        for (set, reference) in &sets {
+        for (set, reference) in sets {
             let middle = y + ROW / 2.0;
             let name = elide(set, TEXT, NAMES);
             canvas.text((left - 8.0, middle + DROP * TEXT), &name, TEXT, Anchor::End, Colour::INK);
@@ -123,8 +133,8 @@ fn drawing(model: &str, studies: &[Study<'_>]) -> Option<Drawing> {
             }
             y += ROW;
         }
+        end = end.max(y + 8.0);
     }
-    let end = y + height * recipes.len().div_ceil(across) as f64;
     let caption = format!(
         "Calibration sets (rows) and evaluations (columns) of {model}: scores divided by those with the set's reference, \
          means over seeds. Orange is worse than with the reference and blue is better, whichever way the metric points; \
