@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "cargo reads it")]
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,7 +14,9 @@ const SOURCES: [&str; 6] =
     ["Cargo.toml", "Cargo.lock", "models", "harness/Cargo.toml", "harness/build.rs", "harness/src"];
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // As it is now, not as it was when this was compiled: checkouts may share a target folder.
+    let root = env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where the package is");
+    let root = Path::new(&root).join("..");
     for source in SOURCES {
         watch(&root.join(source));
     }
