@@ -10,6 +10,7 @@ use crate::evaluate::passage::Passage;
 use crate::experiment::Evaluation;
 use crate::hidden;
 use crate::plan::Cell;
+use crate::quantize::effective_bits;
 use crate::quantize::parts::Application;
 use crate::record::execution::Residence;
 use crate::run::originals;
@@ -124,9 +125,14 @@ pub fn resident(a: &Architecture, evaluations: &[Evaluation], length: usize) -> 
 
 /// The same of a cell, whose recipe may round to integers: a byte for each weight of the blocks, beside the weights.
 fn resident_cell(a: &Architecture, cell: &Cell) -> u64 {
-    let rounds = cell.recipe.steps.iter().any(|step| step.name() == "activations");
-    let codes = if rounds { a.layers as u64 * Part::Block(0).parameters(a) } else { 0 };
+    let rounds = effective_bits::planned(&cell.recipe.steps, a).activations < 16.0;
+    let codes = if rounds { of_blocks(a) } else { 0 };
     resident(a, &cell.evaluations, cell.longest()) + codes
+}
+
+/// Parameters of all blocks.
+fn of_blocks(a: &Architecture) -> u64 {
+    a.layers as u64 * Part::Block(0).parameters(a)
 }
 
 /// Bytes at the peak of a cell part by part: the largest part, once more where a recipe changes it, its largest tensor while
@@ -202,7 +208,7 @@ pub fn seconds(a: &Architecture, cells: &[&Cell], stored: u64, threads: usize) -
     let passes = cells.iter().flat_map(|cell| &cell.evaluations);
     let tokens = passes.map(tokens).sum::<Option<u64>>()? as f64;
     // Looking up a row of the table is no product; a tied one is multiplied as the head.
-    let multiplied = a.layers as u64 * Part::Block(0).parameters(a) + Part::Head.parameters(a);
+    let multiplied = of_blocks(a) + Part::Head.parameters(a);
     let products = 2.0 * multiplied as f64 * tokens / (OPERATIONS * threads as f64);
     let read = stored as f64 / READING;
     Some([products + cells.len() as f64 * read, products + read])
