@@ -144,7 +144,12 @@ fn shapes_that_contradict_the_config() {
 #[test]
 fn a_config_beyond_all_memory() {
     let damage = |place: &Place| place.configure("broken", "num_hidden_layers", json!(1u64 << 62));
-    damaged(damage, &[]);
+    damaged(damage, &["`num_hidden_layers` = 4611686018427387904 is not supported: supported: 1 to 4096"]);
+    let damage = |place: &Place| place.configure("broken", "hidden_size", json!(1u64 << 62));
+    damaged(damage, &["`hidden_size` = 4611686018427387904 is not supported: supported: 1 to 16777216"]);
+    // The most that a file may ask for: refused by what the checkpoint holds.
+    let damage = |place: &Place| place.configure("broken", "num_hidden_layers", json!(4096));
+    damaged(damage, &["model.layers.2.", "is missing, though config.json asks for it"]);
 }
 
 #[test]

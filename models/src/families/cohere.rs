@@ -37,7 +37,7 @@ fn read(config: &Config) -> Result<Architecture, ConfigError> {
     Ok(Architecture {
         vocabulary: config.required_size("vocab_size")?,
         hidden: config.required_size("hidden_size")?,
-        layers: config.required_size("num_hidden_layers")?,
+        layers: config.layers()?,
         context: config.size("max_position_embeddings")?.unwrap_or(8192),
         attention,
         mlp: Mlp {

@@ -50,6 +50,12 @@ pub enum ConfigError {
     Contradiction(String),
 }
 
+/// No model's width or vocabulary is near.
+const LARGEST: usize = 1 << 24;
+
+/// No model has as many blocks or experts.
+const MOST_PARTS: usize = 1 << 12;
+
 /// A parsed `config.json`.
 #[derive(Debug, Clone)]
 pub struct Config(pub Value);
@@ -82,9 +88,26 @@ impl Config {
             .transpose()
     }
 
-    /// A positive whole number that must be there.
+    /// A positive whole number that must be there, of channels, tokens or heads: products of two of them are bytes.
     pub fn required_size(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.size(field)?.ok_or(ConfigError::Missing(field))
+        self.at_most(field, LARGEST)?.ok_or(ConfigError::Missing(field))
+    }
+
+    /// How many blocks or experts there are, where present: what plans and tallies go through one by one.
+    pub(super) fn parts(&self, field: &str) -> Result<Option<usize>, ConfigError> {
+        self.at_most(field, MOST_PARTS)
+    }
+
+    /// How many blocks there are.
+    pub(super) fn layers(&self) -> Result<usize, ConfigError> {
+        self.parts("num_hidden_layers")?.ok_or(ConfigError::Missing("num_hidden_layers"))
+    }
+
+    fn at_most(&self, field: &str, most: usize) -> Result<Option<usize>, ConfigError> {
+        match self.size(field)? {
+            Some(n) if n > most => Err(unsupported(field, &n.into(), &format!("1 to {most}"))),
+            size => Ok(size),
+        }
     }
 
     /// A number, where present.

@@ -36,7 +36,7 @@ pub(super) fn geglu(config: &Config, default_theta: f64) -> Result<Architecture,
     Ok(Architecture {
         vocabulary: config.required_size("vocab_size")?,
         hidden: config.required_size("hidden_size")?,
-        layers: config.required_size("num_hidden_layers")?,
+        layers: config.layers()?,
         context: config.size("max_position_embeddings")?.unwrap_or(8192),
         attention: config.attention(Some(256))?,
         mlp: Mlp {

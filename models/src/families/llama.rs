@@ -38,7 +38,7 @@ pub(super) fn swiglu(config: &Config, defaults: Defaults, bias: Bias) -> Result<
     Ok(Architecture {
         vocabulary: config.required_size("vocab_size")?,
         hidden: config.required_size("hidden_size")?,
-        layers: config.required_size("num_hidden_layers")?,
+        layers: config.layers()?,
         context: config.size("max_position_embeddings")?.unwrap_or(defaults.context),
         attention: config.attention(defaults.head_dim)?,
         mlp: Mlp {

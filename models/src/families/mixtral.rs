@@ -25,7 +25,7 @@ fn read(config: &Config) -> Result<Architecture, ConfigError> {
     if let Some(tokens) = config.size("sliding_window")? {
         architecture.attention.window = Window::Everywhere { tokens };
     }
-    let count = config.size("num_local_experts")?.unwrap_or(8);
+    let count = config.parts("num_local_experts")?.unwrap_or(8);
     let chosen = config.size("num_experts_per_tok")?.unwrap_or(2);
     if chosen > count {
         return Err(ConfigError::Contradiction(format!(

@@ -44,7 +44,7 @@ fn read(config: &Config) -> Result<Architecture, ConfigError> {
     Ok(Architecture {
         vocabulary: config.required_size("vocab_size")?,
         hidden,
-        layers: config.required_size("num_hidden_layers")?,
+        layers: config.layers()?,
         context: config.required_size("max_position_embeddings")?,
         attention: Attention { bias: attention_bias, ..config.attention(None)? },
         mlp: Mlp { intermediate: config.required_size("ffn_dim")?, bias, form: MlpForm::Plain(activation) },
