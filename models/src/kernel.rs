@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, activation as burn_activation};
 use rayon::prelude::*;
 
 use crate::architecture::{Activation, Pairs};
-use crate::simd;
+use crate::{product, simd};
 
 /// Whether a tensor's values lie in host memory and nobody wants their gradient.
 pub fn on_host(device: &Device) -> bool {
@@ -30,6 +30,20 @@ pub fn change_in_place<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f
     Tensor::from_data(data, &device)
 }
 
+/// Shows a tensor's values, which are not copied where they lie in host memory in their order.
+///
+/// # Panics
+/// As [`change_in_place`].
+pub fn with_values<const D: usize, T>(x: Tensor<D>, read: impl FnOnce(&[f32]) -> T) -> T {
+    if on_host(&x.device()) {
+        let values = x.dims().iter().product();
+        let x = product::in_rows(product::primitive(x));
+        return read(&x.storage::<f32>()[..values]);
+    }
+    let data = x.try_into_data().expect("a tensor can be read from its device");
+    read(data.as_slice::<f32>().expect("weights and activations are f32"))
+}
+
 /// act(gate) · up.
 ///
 /// # Shapes
@@ -43,10 +57,10 @@ pub fn gated(activation: Activation, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3
     if !on_host(&gate.device()) {
         return activate(activation, gate) * up;
     }
-    let up = up.try_into_data().expect("a host tensor can be read");
-    let up = up.as_slice::<f32>().expect("activations are f32");
-    change_in_place(gate, |gate| {
-        gate.par_chunks_mut(GRAIN).zip(up.par_chunks(GRAIN)).for_each(|(gate, up)| times(gate, up));
+    with_values(up, |up| {
+        change_in_place(gate, |gate| {
+            gate.par_chunks_mut(GRAIN).zip(up.par_chunks(GRAIN)).for_each(|(gate, up)| times(gate, up));
+        })
     })
 }
 
@@ -115,10 +129,12 @@ pub fn rotate(x: Tensor<4>, pairs: Pairs, cos: &Tensor<2>, sin: &Tensor<2>) -> T
     let (cos, sin) = (cos.to_data(), sin.to_data());
     let cos = cos.as_slice::<f32>().expect("angles are f32");
     let sin = sin.as_slice::<f32>().expect("angles are f32");
-    change_in_place(x, |values| {
-        values.par_chunks_mut(tokens * head_dim).for_each(|head| {
-            for (position, row) in head.chunks_exact_mut(head_dim).enumerate() {
-                let (cos, sin) = (&cos[position * half..][..half], &sin[position * half..][..half]);
+    // Tokens in front of heads, as linears write them: then nothing is copied.
+    let turned = change_in_place(x.swap_dims(1, 2), |values| {
+        values.par_chunks_mut(heads * head_dim).enumerate().for_each(|(token, row)| {
+            let position = token % tokens;
+            let (cos, sin) = (&cos[position * half..][..half], &sin[position * half..][..half]);
+            for row in row.chunks_exact_mut(head_dim) {
                 match pairs {
                     Pairs::Halves => {
                         let (a, b) = row.split_at_mut(half);
@@ -138,5 +154,6 @@ pub fn rotate(x: Tensor<4>, pairs: Pairs, cos: &Tensor<2>, sin: &Tensor<2>) -> T
                 }
             }
         });
-    })
+    });
+    turned.swap_dims(1, 2)
 }

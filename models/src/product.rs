@@ -25,7 +25,7 @@ use rten_tensor::{Layout, NdTensorView};
 /// # Panics
 /// If a tensor is not in host memory, not f32, or of another shape.
 pub(crate) fn times_transposed(x: Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<2> {
-    let weight = on_host(primitive(weight.clone()));
+    let weight = in_rows(primitive(weight.clone()));
     by_weight(x, GemmInputB::Unpacked(view(&weight).transposed()), bias)
 }
 
@@ -36,7 +36,7 @@ impl Packed {
     /// # Shapes
     /// `weight` is `[out, in]`, in host memory and f32.
     pub(crate) fn of(weight: &Tensor<2>) -> Self {
-        let weight = on_host(primitive(weight.clone()));
+        let weight = in_rows(primitive(weight.clone()));
         Self(GemmExecutor::<f32>::new().prepack_b(view(&weight).transposed()))
     }
 
@@ -55,8 +55,8 @@ impl std::fmt::Debug for Packed {
 /// x·Wᵀ + b, of Wᵀ in either form.
 fn by_weight(x: Tensor<2>, transposed: GemmInputB<f32>, bias: Option<&Tensor<1>>) -> Tensor<2> {
     let ([rows, _], device) = (x.dims(), x.device());
-    let x = on_host(primitive(x));
-    let bias = bias.map(|bias| on_host(primitive(bias.clone())));
+    let x = in_rows(primitive(x));
+    let bias = bias.map(|bias| in_rows(primitive(bias.clone())));
     let bias = bias.as_ref().map(|bias| BiasVector::Row(&bias.storage::<f32>()[..bias.layout().shape()[0]]));
     let out = transposed.cols();
     let y = product(view(&x), transposed, bias);
@@ -93,7 +93,7 @@ trait Gradient: Products {
 
 impl Products for Flex {
     fn rows_by_rows(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        let [x, weight] = [x, weight].map(on_host);
+        let [x, weight] = [x, weight].map(in_rows);
         from_rows(
             product(view(&x), GemmInputB::Unpacked(view(&weight).transposed()), None),
             weight.layout().shape()[0],
@@ -103,12 +103,12 @@ impl Products for Flex {
 
 impl Gradient for Flex {
     fn by_activation(g: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        let [g, weight] = [g, weight].map(on_host);
+        let [g, weight] = [g, weight].map(in_rows);
         from_rows(product(view(&g), GemmInputB::Unpacked(view(&weight)), None), weight.layout().shape()[1])
     }
 
     fn by_weight(g: FlexTensor, x: FlexTensor) -> FlexTensor {
-        let [g, x] = [g, x].map(on_host);
+        let [g, x] = [g, x].map(in_rows);
         from_rows(product(view(&g).transposed(), GemmInputB::Unpacked(view(&x)), None), x.layout().shape()[1])
     }
 }
@@ -199,7 +199,7 @@ pub(crate) fn primitive<const D: usize>(x: Tensor<D>) -> FlexTensor {
 }
 
 /// In rows from the first place on; no copy where it lies so.
-fn on_host(x: FlexTensor) -> FlexTensor {
+pub(crate) fn in_rows(x: FlexTensor) -> FlexTensor {
     match x.is_contiguous() && x.layout().start_offset() == 0 {
         true => x,
         false => x.to_contiguous(),

@@ -14,7 +14,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use models::{Decoder, Off};
+use models::kernel::with_values;
+use models::simd::exp_below_zero;
+use models::{Decoder, Off, per_processor};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -24,7 +26,7 @@ use crate::evaluate::metrics::perplexity;
 use crate::evaluate::windows::{Window, batches};
 use crate::evaluate::{EvaluateError, LanguageModel, Measured, Progress};
 use crate::paired::clustered::{self, Cluster};
-use crate::paired::divergence::{self, Divergences, TokenDivergence, token_divergence};
+use crate::paired::divergence::{self, Divergences, Masses, TokenDivergence, token_divergence_by};
 use crate::record::{AGAINST_ORIGINAL, NOISE_FLOOR};
 
 /// Raised whenever a number could move.
@@ -218,12 +220,37 @@ pub fn compare(
 
 /// Row by row, on the host: sums over the vocabulary in f64.
 fn divergences(original: &Tensor<2>, reading: &Tensor<2>) -> Vec<TokenDivergence> {
-    let values = |logits: &Tensor<2>| logits.clone().try_into_data().expect("the device answers");
-    let (original, vocabulary, reading) = (values(original), reading.dims()[1], values(reading));
-    let original = original.as_slice::<f32>().expect("logits are f32");
-    let reading = reading.as_slice::<f32>().expect("logits are f32");
-    let rows = original.par_chunks(vocabulary).zip(reading.par_chunks(vocabulary));
-    rows.map(|(a, b)| token_divergence(a, b).expect("rows of one vocabulary")).collect()
+    let vocabulary = reading.dims()[1];
+    with_values(original.clone(), |original| {
+        with_values(reading.clone(), |reading| {
+            let rows = original.par_chunks(vocabulary).zip(reading.par_chunks(vocabulary));
+            rows.map(|(a, b)| token_divergence_by(masses, a, b).expect("rows of one vocabulary")).collect()
+        })
+    })
+}
+
+per_processor! {
+    /// [`divergence::masses`], lane by lane.
+    fn masses(original: &[f32], reading: &[f32], peaks: [f64; 2]) -> Masses {
+        const LANES: usize = 16;
+        let mut sums = [[0.0f64; LANES]; 3];
+        let ((chunks, rest), (reading, reading_rest)) = (original.as_chunks(), reading.as_chunks());
+        let mut last = [[f32::NEG_INFINITY; LANES]; 2];
+        last[0][..rest.len()].copy_from_slice(rest);
+        last[1][..rest.len()].copy_from_slice(reading_rest);
+        for (original, reading) in chunks.iter().zip(reading).chain([(&last[0], &last[1])]) {
+            for i in 0..LANES {
+                let (a, b) = (f64::from(original[i]) - peaks[0], f64::from(reading[i]) - peaks[1]);
+                let weight = exp_below_zero(a);
+                sums[0][i] += weight;
+                sums[1][i] += exp_below_zero(b);
+                // 0 · ∞ where the original excludes the token.
+                sums[2][i] += if weight > 0.0 { weight * (a - b) } else { 0.0 };
+            }
+        }
+        let [original, reading, moved] = sums.map(|lanes| lanes.iter().sum());
+        Masses { original, reading, moved }
+    }
 }
 
 /// KL divergence, top-1 agreement and Δ log-perplexity, in the order of [`AGAINST_ORIGINAL`]. Standard errors are clustered by window,
@@ -327,6 +354,34 @@ mod tests {
         assert_eq!(kl, "kl-divergence/gptq/x/2048/bos=every");
         assert_eq!(delta, "log-perplexity-difference/gptq/x/2048/bos=every");
         assert_eq!(ids("perplexity/gptq/x", true)[1], "top1-agreement/gptq/x/noise-floor");
+    }
+
+    #[test]
+    fn divergences_are_those_of_the_sums_one_after_the_other() {
+        let row = |length: usize, step: f32| -> Vec<f32> {
+            (0..length).map(|i| 9.0 * (i as f32 * step).sin() - 3.0).collect()
+        };
+        for length in [1, 15, 16, 17, 64, 1003] {
+            let (mut a, b) = (row(length, 0.37), row(length, 0.41));
+            for _ in 0..2 {
+                let found = token_divergence_by(masses, &a, &b).unwrap();
+                let expected = divergence::token_divergence(&a, &b).unwrap();
+                let close = |x: f64, y: f64| (x - y).abs() <= 1e-13 * (1.0 + y.abs());
+                assert!(close(found.kl, expected.kl) && close(found.confidence, expected.confidence));
+                assert_eq!(found.same_top, expected.same_top);
+                // Exactly nothing, against itself and against a constant that no subtraction rounds.
+                assert_eq!(token_divergence_by(masses, &a, &a).unwrap().kl, 0.0);
+                let shifted: Vec<f32> = a.iter().map(|x| (x * 64.0).round() / 64.0).collect();
+                let twin: Vec<f32> = shifted.iter().map(|x| x + 2.0).collect();
+                assert_eq!(token_divergence_by(masses, &shifted, &twin).unwrap().kl, 0.0);
+                // Again where the original excludes a token.
+                a[length / 2] = if length > 1 { f32::NEG_INFINITY } else { 1.0 };
+            }
+            let mut excluding = b.clone();
+            excluding[0] = f32::NEG_INFINITY;
+            let found = token_divergence_by(masses, &b, &excluding).unwrap();
+            assert!(if length > 1 { found.kl == f64::INFINITY } else { found.kl.is_nan() }, "{found:?}");
+        }
     }
 
     #[test]

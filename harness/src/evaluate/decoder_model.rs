@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use models::architecture::Architecture;
-use models::kernel::on_host;
+use models::kernel::{on_host, with_values};
 use models::{Decoder, Group, Off, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
@@ -301,17 +301,15 @@ pub fn target_log_likelihoods(logits: Tensor<2>, targets: &[u32]) -> Vec<f32> {
     assert_eq!(rows, targets.len(), "one target per row");
     let device = logits.device();
     if on_host(&device) {
-        let data = logits.try_into_data().expect("a host tensor can be read");
-        let values = data.as_slice::<f32>().expect("logits are f32");
-        return values
-            .par_chunks(vocabulary)
-            .zip(targets)
-            .map(|(row, &target)| {
+        return with_values(logits, |values| {
+            let rows = values.par_chunks(vocabulary).zip(targets);
+            rows.map(|(row, &target)| {
                 let highest = simd::maximum(row);
                 let sum = simd::sum_of_exps(row, highest);
                 (f64::from(row[target as usize]) - f64::from(highest) - f64::from(sum).ln()) as f32
             })
-            .collect();
+            .collect()
+        });
     }
     let targets: Vec<i64> = targets.iter().map(|&t| i64::from(t)).collect();
     let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [rows, 1]), &device);

@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use burn::tensor::Tensor;
 use models::architecture::Architecture;
+use models::kernel::with_values;
 use models::{Group, Port, Routed, Site, Tap};
 use serde_json::{Value, json};
 
@@ -155,14 +156,17 @@ impl Watch {
             return;
         }
         let q = q.clone().slice([0..windows, 0..tokens, 0..channels]);
-        let q = q.into_data().try_into_vec::<f32>().expect("activations are f32 and can be read");
-        for (window, rows) in (first..).zip(q.chunks(tokens * channels)) {
-            match self {
-                Self::Off => {}
-                Self::Keeps(exact) => exact.borrow_mut().windows[window].keep(layer, rows, channels),
-                Self::Compares(exact, errors) => errors.add(&exact.borrow(), (layer, window), dropped, rows),
+        with_values(q, |q| {
+            for (window, rows) in (first..).zip(q.chunks(tokens * channels)) {
+                match self {
+                    Self::Off => {}
+                    Self::Keeps(exact) => exact.borrow_mut().windows[window].keep(layer, rows, channels),
+                    Self::Compares(exact, errors) => {
+                        errors.add(&exact.borrow(), (layer, window), dropped, rows);
+                    }
+                }
             }
-        }
+        });
     }
 }
 

@@ -7,7 +7,7 @@
 //! scored sequence by sequence, each in a row of its own.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use models::kernel::on_host;
+use models::kernel::{on_host, with_values};
 use models::{Decoder, Group, Off, Packed, Tap, simd, token_tensor};
 use rayon::prelude::*;
 
@@ -242,11 +242,8 @@ fn targets_of(logits: Tensor<2>, pairs: &[(usize, u32)]) -> Vec<(f64, bool)> {
     let [_, vocabulary] = logits.dims();
     let device = logits.device();
     if on_host(&device) {
-        let data = logits.try_into_data().expect("a host tensor can be read");
-        let values = data.as_slice::<f32>().expect("logits are f32");
-        return pairs
-            .par_iter()
-            .map(|&(row, target)| {
+        return with_values(logits, |values| {
+            let of = |&(row, target): &(usize, u32)| {
                 let row = &values[row * vocabulary..][..vocabulary];
                 let highest = simd::maximum(row);
                 let sum = simd::sum_of_exps(row, highest);
@@ -254,8 +251,9 @@ fn targets_of(logits: Tensor<2>, pairs: &[(usize, u32)]) -> Vec<(f64, bool)> {
                 let log_likelihood = f64::from(own) - f64::from(highest) - f64::from(sum).ln();
                 let greedy = own == highest && !row[..target as usize].contains(&highest);
                 (log_likelihood, greedy)
-            })
-            .collect();
+            };
+            pairs.par_iter().map(of).collect()
+        });
     }
     let rows: Vec<i64> = pairs.iter().map(|&(row, _)| row as i64).collect();
     let chosen: Vec<i64> = pairs.iter().map(|&(_, target)| i64::from(target)).collect();

@@ -39,40 +39,74 @@ pub struct TokenDivergence {
 /// # Errors
 /// Rows of different length, or empty ones.
 pub fn token_divergence(original: &[f32], reading: &[f32]) -> Result<TokenDivergence, PairedError> {
+    token_divergence_by(masses, original, reading)
+}
+
+/// Sums of a row's exponentials, before they are divided by each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Masses {
+    /// Σ e^a
+    pub original: f64,
+    /// Σ e^b
+    pub reading: f64,
+    /// Σ e^a (a − b); where e^a is 0, nothing.
+    pub moved: f64,
+}
+
+/// The sums of two rows and their largest logits, one after the other.
+pub fn masses(original: &[f32], reading: &[f32], peaks: [f64; 2]) -> Masses {
+    let mut sums = Masses { original: 0.0, reading: 0.0, moved: 0.0 };
+    for (&x, &y) in original.iter().zip(reading) {
+        let (a, b) = (f64::from(x) - peaks[0], f64::from(y) - peaks[1]);
+        let weight = a.exp();
+        sums.original += weight;
+        sums.reading += b.exp();
+        // 0 · ∞ where the original excludes the token.
+        if weight > 0.0 {
+            sums.moved += weight * (a - b);
+        }
+    }
+    sums
+}
+
+/// As [`token_divergence`], by somebody's [`masses`]: the vocabulary is where the time goes.
+///
+/// # Errors
+/// As [`token_divergence`].
+pub fn token_divergence_by(
+    masses: impl Fn(&[f32], &[f32], [f64; 2]) -> Masses,
+    original: &[f32],
+    reading: &[f32],
+) -> Result<TokenDivergence, PairedError> {
     same_items("logits", original.len(), reading.len())?;
     let (Some((top, peak)), Some((reading_top, reading_peak))) = (largest(original), largest(reading)) else {
         return Ok(TokenDivergence { kl: f64::NAN, confidence: f64::NAN, same_top: false });
     };
-    let (mut moved, mut mass, mut reading_mass) = (0.0, 0.0, 0.0);
-    for (&x, &y) in original.iter().zip(reading) {
-        let (a, b) = (f64::from(x) - peak, f64::from(y) - reading_peak);
-        let weight = a.exp();
-        mass += weight;
-        reading_mass += b.exp();
-        // 0 · ∞ where the original excludes the token.
-        if weight > 0.0 {
-            moved += weight * (a - b);
-        }
-    }
-    let kl = moved / mass + (reading_mass / mass).ln();
+    let sums = masses(original, reading, [peak, reading_peak]);
+    let kl = sums.moved / sums.original + (sums.reading / sums.original).ln();
     // Not `max`, which would turn NaN into 0.
     let kl = if kl < 0.0 { 0.0 } else { kl };
-    Ok(TokenDivergence { kl, confidence: 1.0 / mass, same_top: top == reading_top })
+    Ok(TokenDivergence { kl, confidence: 1.0 / sums.original, same_top: top == reading_top })
 }
 
 /// Place and value of the largest logit, the first of equal ones; none where the row is no distribution.
 fn largest(row: &[f32]) -> Option<(usize, f64)> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (place, &logit) in row.iter().enumerate() {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return None;
-        }
-        if logit > best.1 {
-            best = (place, logit);
+    // Lane by lane and without a branch, so that the loop becomes vector code.
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let mut bounded = true;
+    for chunk in row.chunks(LANES) {
+        for (highest, &logit) in highest.iter_mut().zip(chunk) {
+            bounded &= logit < f32::INFINITY;
+            *highest = if logit > *highest { logit } else { *highest };
         }
     }
-    (best.1 > f32::NEG_INFINITY).then_some((best.0, f64::from(best.1)))
+    let highest = highest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let place = row.iter().position(|&logit| logit == highest)?;
+    (bounded && highest > f32::NEG_INFINITY).then_some((place, f64::from(highest)))
 }
+
+/// Independent maxima.
+const LANES: usize = 8;
 
 /// Collects tokens window by window. It keeps every token, so percentiles are exact: 24 bytes a token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -74,7 +74,11 @@ pub fn multiply(
                 let codes = interleaved.of(x, block, sums.len());
                 Tile { x, first: first + block, codes, w, panel, segments }.outputs(kernel, sums, outputs);
                 for (row, values) in rows[block * width..].chunks_mut(width).zip(&*outputs) {
-                    row[column..column + columns].copy_from_slice(&values[..columns]);
+                    // Of a length that is known, a copy is no call.
+                    match row[column..].first_chunk_mut() {
+                        Some(whole) if columns == COLUMNS => *whole = *values,
+                        _ => row[column..column + columns].copy_from_slice(&values[..columns]),
+                    }
                 }
             }
         }
