@@ -210,7 +210,8 @@ pub fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5·2^23 rounds to the nearest integer without an instruction that old processors lack.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.3);
-    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.987_569_1e-4f32;
     p = p * r + 1.398_199_9e-3;
@@ -219,7 +220,8 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5e-1;
     let e = p * (r * r) + r + 1.0;
-    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // n in the last bits of the sum: a conversion that saturates would be made one value at a time.
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let y = e * power;
     let y = if x < -87.3 { 0.0 } else { y };
     if x > 88.3 { f32::INFINITY } else { y }

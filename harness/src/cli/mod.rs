@@ -138,9 +138,22 @@ pub enum CliError {
     Stdout(#[from] io::Error),
 }
 
+/// Bytes of a thread's stack, as the system gives them to a program's first one.
+const STACK: usize = 8 << 20;
+
 /// Carries out what the command line says, and exits as the table above has it.
 pub fn main() -> ExitCode {
-    match run(&Cli::parse().verb) {
+    let cli = Cli::parse();
+    // Products are divided among the threads of this pool. Asked for from outside of it, each of them puts the asker to sleep
+    // and wakes it again, which for small models takes longer than the product.
+    match rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global() {
+        Ok(()) => rayon::scope(|_| carried_out(&cli.verb)),
+        Err(_) => carried_out(&cli.verb),
+    }
+}
+
+fn carried_out(verb: &Verb) -> ExitCode {
+    match run(verb) {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::Incomplete) => ExitCode::from(1),
         Ok(Outcome::Interrupted) => ExitCode::from(130),
