@@ -6,22 +6,20 @@
 
 use models::per_processor;
 
-use crate::quantize::rounding::range;
-
 /// The greatest magnitude of k: that of an 8-bit code less its zero point.
 pub const GREATEST: i32 = 255;
 
 /// How far from a whole number a value over Δ may lie before Δ is known to f32's last place: 255 · 2 · 2^−23, and some.
 const NEAR: f64 = 1e-4;
 
-/// Δ of values that share a scale, with v = k·Δ in f32 and |k| at most [`GREATEST`]; `None` where there is none. `bits` is
-/// a hint: the largest values of a grid are tried first. The largest Δ among several need not be found. Values of k are at most [`GREATEST`] apart, zero included.
-pub fn delta(values: &[f32], bits: u8) -> Option<f32> {
+/// Δ of values that share a scale, with v = k·Δ in f32 and |k| at most [`GREATEST`]; `None` where there is none. `range` is
+/// theirs. `bits` is a hint: the largest values of a grid are tried first, and before them `likely`. The largest Δ among several
+/// need not be found. Values of k are at most [`GREATEST`] apart, zero included.
+pub fn delta(values: &[f32], range: (f32, f32), bits: u8, likely: Option<f32>) -> Option<f32> {
     if !is_finite(values) {
         return None;
     }
-    let (lo, hi) = range(values);
-    let largest = hi.max(-lo);
+    let largest = range.1.max(-range.0);
     if largest == 0.0 {
         return Some(1.0);
     }
@@ -30,18 +28,17 @@ pub fn delta(values: &[f32], bits: u8) -> Option<f32> {
         let delta = largest / top as f32;
         [delta, delta.next_up(), delta.next_down()]
     });
-    let found = quick.into_iter().find(|delta| is_right(values, *delta));
+    let found = likely.into_iter().chain(quick).find(|delta| is_right(values, range, *delta));
     // The least k first: half of Δ gives the same values, by codes that may be too far apart.
-    found.or_else(|| (1..=GREATEST).find_map(|top| delta_of_largest(values, largest, top)))
+    found.or_else(|| (1..=GREATEST).find_map(|top| delta_of_largest(values, range, top)))
 }
 
 /// Whether every value is k·Δ, and the values of k are no further apart than codes of 8 bits.
-fn is_right(values: &[f32], delta: f32) -> bool {
-    if !delta.is_normal() || !is_exact(values, delta) {
-        return false;
-    }
-    let (lo, hi) = range(values);
-    code(hi.max(0.0), delta) - code(lo.min(0.0), delta) <= GREATEST
+fn is_right(values: &[f32], (lo, hi): (f32, f32), delta: f32) -> bool {
+    delta.is_normal()
+        && delta > 0.0
+        && is_exact(values, delta)
+        && code(hi.max(0.0), delta) - code(lo.min(0.0), delta) <= GREATEST
 }
 
 per_processor! {
@@ -80,7 +77,8 @@ pub fn code(value: f32, delta: f32) -> i32 {
 }
 
 /// Δ where the largest value's k is `top`.
-fn delta_of_largest(values: &[f32], largest: f32, top: i32) -> Option<f32> {
+fn delta_of_largest(values: &[f32], range: (f32, f32), top: i32) -> Option<f32> {
+    let largest = range.1.max(-range.0);
     let per_value = f64::from(top) / f64::from(largest);
     // Every value says between what Δ lies: k·Δ was rounded to it.
     let (mut low, mut high) = (0.0f64, f64::INFINITY);
@@ -99,7 +97,7 @@ fn delta_of_largest(values: &[f32], largest: f32, top: i32) -> Option<f32> {
     }
     let mut delta = (low as f32).next_down();
     while f64::from(delta) <= high {
-        if is_right(values, delta) {
+        if is_right(values, range, delta) {
             return Some(delta);
         }
         delta = delta.next_up();
@@ -111,7 +109,12 @@ fn delta_of_largest(values: &[f32], largest: f32, top: i32) -> Option<f32> {
 mod tests {
     use super::*;
     use crate::quantize::grid::{CONVENTIONS, Convention, Grid};
-    use crate::quantize::rounding::round_slice;
+    use crate::quantize::rounding::{range, round_slice};
+
+    /// Δ of values of which nothing else is known.
+    fn alone(values: &[f32], bits: u8) -> Option<f32> {
+        delta(values, range(values), bits, None)
+    }
 
     fn values(count: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -131,7 +134,7 @@ mod tests {
                 for (count, seed) in [(1, 1), (3, 2), (32, 3), (129, 4), (576, 5), (576, 6)] {
                     let mut rounded = values(count, seed * 100 + u64::from(bits));
                     round_slice(&mut rounded, Grid::new(bits, convention), 1.0);
-                    let found = delta(&rounded, bits);
+                    let found = alone(&rounded, bits);
                     // A lone value beside its unbounded zero point may be many steps from zero.
                     let unbounded = matches!(convention, Convention::AtomAsymmetric | Convention::Omniquant);
                     let Some(found) = found else {
@@ -148,15 +151,15 @@ mod tests {
 
     #[test]
     fn what_is_on_no_grid_has_no_codes() {
-        assert_eq!(delta(&values(64, 9), 8), None);
+        assert_eq!(alone(&values(64, 9), 8), None);
         let mut almost = values(64, 10);
         round_slice(&mut almost, Grid::new(8, Convention::Absmax), 1.0);
-        assert!(delta(&almost, 8).is_some());
+        assert!(alone(&almost, 8).is_some());
         almost[17] = almost[17].next_up();
-        assert_eq!(delta(&almost, 8), None);
-        assert_eq!(delta(&[f32::NAN, 1.0], 8), None);
-        assert_eq!(delta(&[1.0, 1.0 / 256.0], 8), None);
-        assert_eq!(delta(&[0.0; 5], 4), Some(1.0));
+        assert_eq!(alone(&almost, 8), None);
+        assert_eq!(alone(&[f32::NAN, 1.0], 8), None);
+        assert_eq!(alone(&[1.0, 1.0 / 256.0], 8), None);
+        assert_eq!(alone(&[0.0; 5], 4), Some(1.0));
     }
 
     #[test]
@@ -164,9 +167,19 @@ mod tests {
         // The largest magnitude is a divisor of the grid's own: Δ divided as well would give codes too far apart.
         for top in [1, 2, 16, 32, 51, 64, 85, 127] {
             let values: Vec<f32> = (-top..=top).map(|k| k as f32 * 0.013).collect();
-            let found = delta(&values, 8).unwrap();
+            let found = alone(&values, 8).unwrap();
             let codes: Vec<i32> = values.iter().map(|&v| code(v, found)).collect();
             assert!(codes[codes.len() - 1] - codes[0] <= GREATEST, "{top}: {codes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_likely_is_taken_where_it_is_right_and_only_there() {
+        let rounded: Vec<f32> = (-40..=40).map(|k| (k * 3) as f32 * 0.013).collect();
+        let with = |likely| delta(&rounded, range(&rounded), 8, Some(likely));
+        assert_eq!(with(0.013), Some(0.013));
+        for wrong in [0.017, 0.0, -0.013, f32::NAN, f32::INFINITY, 1e-30] {
+            assert_eq!(with(wrong), alone(&rounded, 8), "{wrong}");
         }
     }
 }

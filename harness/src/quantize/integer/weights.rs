@@ -63,14 +63,26 @@ pub fn rows(
     bits: u8,
 ) -> Option<Vec<Row>> {
     let is_natural = order.iter().enumerate().all(|(place, &c)| place == c);
-    let read = |row: &[f32]| match is_natural {
-        true => Row::read(row, shares, segments, bits),
+    let read = |row: &[f32], likely: Option<f32>| match is_natural {
+        true => Row::read(row, shares, segments, bits, likely),
         false => {
             let ordered: Vec<f32> = order.iter().map(|&c| row[c]).collect();
-            Row::read(&ordered, shares, segments, bits)
+            Row::read(&ordered, shares, segments, bits, likely)
         }
     };
-    values.par_chunks(order.len()).map(read).collect()
+    // Where all rows share one scale, the largest values of most of them say nothing of it.
+    let likely = (shares.len() == 1).then(|| scale_of_all(values, order.len(), bits)).flatten();
+    values.par_chunks(order.len()).map(|row| read(row, likely)).collect()
+}
+
+/// Δ of the row with the largest value, if the first row has it too.
+fn scale_of_all(values: &[f32], width: usize, bits: u8) -> Option<f32> {
+    let ranges: Vec<(f32, f32)> = values.par_chunks(width).map(range).collect();
+    let largest = |row: &usize| ranges[*row].1.max(-ranges[*row].0);
+    let row = (0..ranges.len()).max_by(|a, b| largest(a).total_cmp(&largest(b)))?;
+    let of = |row: usize, likely| delta(&values[row * width..][..width], ranges[row], bits, likely);
+    let found = of(row, None)?;
+    (of(0, Some(found)) == Some(found)).then_some(found)
 }
 
 impl PackedWeight {
@@ -153,7 +165,13 @@ impl PackedWeight {
 
 impl Row {
     /// Of values in the order of places.
-    fn read(row: &[f32], shares: &[Share], segments: &[Segment], bits: u8) -> Option<Self> {
+    fn read(
+        row: &[f32],
+        shares: &[Share],
+        segments: &[Segment],
+        bits: u8,
+        likely: Option<f32>,
+    ) -> Option<Self> {
         let mut read = Self {
             codes: vec![0; width(segments)],
             deltas: vec![0.0; segments.len()],
@@ -167,8 +185,8 @@ impl Row {
                 continue;
             }
             let values = &row[share.from..share.to];
-            let delta = delta(values, bits)?;
             let (lo, hi) = range(values);
+            let delta = delta(values, (lo, hi), bits, likely)?;
             let (least, most) = (code(lo, delta).min(0), code(hi, delta).max(0));
             read.greatest = read.greatest.max(most).max(-least);
             // Codes of fewer than 8 bits, and symmetric ones, are within i8 as they are.
