@@ -21,7 +21,7 @@ use crate::run::{ModelOptions, RunError};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   quantscope plan experiments/quickstart.toml
-  quantscope plan experiments/naive-smollm2.toml -r 'w8a8*'")]
+  quantscope plan experiments/naive-smollm2.toml -r 'w8*'")]
 pub struct PlanArgs {
     /// The experiment: a TOML file, as docs/format.md describes it.
     #[arg(value_name = "EXPERIMENT")]

@@ -18,7 +18,7 @@ use crate::run::{self, ModelOptions};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   quantscope sweep experiments/quickstart.toml
-  quantscope sweep experiments/naive-smollm2.toml -r 'w8a8*' --limit 4    a quick look
+  quantscope sweep experiments/naive-smollm2.toml -r 'w8*' --limit 4      a quick look
   quantscope sweep experiments/llama3.toml --device cuda --models ~/models")]
 pub struct SweepArgs {
     /// The experiment: a TOML file, as docs/format.md describes it.

@@ -13,7 +13,7 @@ use crate::evaluate::decode::{self, Mode};
 use crate::evaluate::growth::Watch;
 use crate::evaluate::passage::Passage;
 use crate::evaluate::scoring::Answer;
-use crate::evaluate::shared_scoring::{self, Sharing};
+use crate::evaluate::shared_scoring::{self, How, Sharing};
 use crate::evaluate::windows::{Sequence, Window};
 use crate::evaluate::{EvaluateError, LanguageModel, Progress};
 
@@ -80,9 +80,10 @@ impl<'a> DecoderModel<'a> {
         self
     }
 
-    /// The same model, which makes fewer rows of logits at once, for speed. Not for one whose head's input is rounded by one
-    /// scale for all rows, nor for draws that are counted by slice.
+    /// The same model, which makes fewer rows of logits at once, for speed on the host. Not for one whose head's input is
+    /// rounded by one scale for all rows, nor for draws that are counted by slice.
     pub fn few_rows_at_once(mut self, few: bool) -> Self {
+        let few = few && on_host(&self.decoder.device());
         self.rows_at_once = if few { ROWS_IN_CACHE } else { usize::MAX };
         self
     }
@@ -284,8 +285,8 @@ impl LanguageModel for DecoderModel<'_> {
         progress: &mut Progress,
     ) -> Result<Vec<Answer>, EvaluateError> {
         let begun = Instant::now();
-        let scored =
-            shared_scoring::score(self.decoder, self.tap, self.start, items, self.sharing, progress)?;
+        let how = How { start: self.start, sharing: self.sharing, rows: self.rows_at_once };
+        let scored = shared_scoring::score(self.decoder, self.tap, items, how, progress)?;
         self.forward += begun.elapsed();
         self.tokens += scored.tokens;
         Ok(scored.answers)

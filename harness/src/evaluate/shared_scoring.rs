@@ -26,6 +26,17 @@ pub enum Sharing {
     Alone,
 }
 
+/// How sequences are scored.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// BOS, where a prefix takes its place.
+    pub start: Option<u32>,
+    /// Whether they share work.
+    pub sharing: Sharing,
+    /// Rows of logits that are made at once at most.
+    pub rows: usize,
+}
+
 /// What was computed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scored {
@@ -37,19 +48,18 @@ pub struct Scored {
 
 /// Scores the sequences of several items, in their order.
 ///
-/// Where the decoder has a prefix, a sequence that begins with `start`, BOS, is fed without it: the prefix stands in its
-/// place.
+/// Where the decoder has a prefix, a sequence that begins with BOS is fed without it: the prefix stands in its place.
 ///
 /// # Errors
 /// [`EvaluateError::Interrupted`].
 pub fn score(
     decoder: &mut Decoder,
     tap: &mut dyn Tap,
-    start: Option<u32>,
     items: &[&[Sequence]],
-    sharing: Sharing,
+    how: How,
     progress: &mut Progress,
 ) -> Result<Scored, EvaluateError> {
+    let How { start, sharing, rows } = how;
     let plan = match sharing {
         Sharing::Shared => sharing::plan(items.iter().copied()),
         Sharing::Alone => {
@@ -61,9 +71,10 @@ pub fn score(
     let mut run = Run {
         start,
         head: decoder.head.packed(),
-        decoder,
         tap,
         sharing,
+        rows: rows.min(rows_of_logits(&decoder.architecture)),
+        decoder,
         answers: vec![Answer { log_likelihood: 0.0, greedy: true, tokens: 0 }; sequences],
         tokens: 0,
     };
@@ -107,6 +118,8 @@ struct Run<'a> {
     /// BOS, where a prefix takes its place.
     start: Option<u32>,
     sharing: Sharing,
+    /// Rows of logits that are made at once.
+    rows: usize,
     answers: Vec<Answer>,
     tokens: u64,
 }
@@ -192,13 +205,14 @@ impl Run<'_> {
         let mut rows: Vec<usize> = wanted.iter().map(|w| w.row).collect();
         rows.sort_unstable();
         rows.dedup();
-        for chunk in rows.chunks(rows_of_logits(&self.decoder.architecture)) {
+        // One row alone meets an unpacked weight in another order of sums: its answers stay what they were.
+        let alone = rows.len() == 1;
+        for chunk in rows.chunks(self.rows) {
             let indices: Vec<i64> = chunk.iter().map(|&row| row as i64).collect();
             let indices =
                 Tensor::<1, Int>::from_data(TensorData::new(indices, [chunk.len()]), &flat.device());
             let picked = flat.clone().select(0, indices).reshape([1, chunk.len(), width]);
-            // One row alone meets an unpacked weight in another order of sums: its answers stay what they were.
-            let head = if chunk.len() == 1 { &self.decoder.head } else { &self.head };
+            let head = if alone { &self.decoder.head } else { &self.head };
             let logits = self.decoder.logits_by(head, picked, self.tap);
             let vocabulary = logits.dims()[2];
             let logits = logits.reshape([chunk.len(), vocabulary]);

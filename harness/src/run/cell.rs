@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use models::Decoder;
+use models::{Decoder, Site};
 use serde_json::{Map, Value};
 
 use crate::data::window::window_start;
@@ -291,7 +291,9 @@ impl Sweep<'_> {
                 Prepared::Questions(block, asked) => {
                     let sharing =
                         if tap.fake().looks_at_whole_sequences() { Sharing::Alone } else { Sharing::Shared };
-                    let mut model = DecoderModel::new(decoder, tap, start).sharing(sharing);
+                    let few = !tap.fake().rules.contains_key(&Site::HEAD);
+                    let mut model =
+                        DecoderModel::new(decoder, tap, start).sharing(sharing).few_rows_at_once(few);
                     let answered = questions::measure(&mut model, block.task(), asked, &mut progress);
                     underway.add_forward(model.forward.as_secs_f64(), model.tokens);
                     answered.map(|answered| {

@@ -57,8 +57,8 @@ impl Windowed<'_> {
         let (protocol, id) = (self.perplexity.protocol, self.perplexity.id());
         let compares = self.wanted[1..].contains(&true);
         let original = self.cell.recipe.is_original();
+        let few = !tap.fake().rules.contains_key(&Site::HEAD);
         if self.wanted[0] && (original || !compares) {
-            let few = !tap.fake().rules.contains_key(&Site::HEAD);
             let mut model = DecoderModel::new(decoder, tap, self.start).mode(self.perplexity.mode);
             model = model.behind(plain.as_deref_mut()).few_rows_at_once(few);
             let measured = perplexity::measure_windows(&mut model, protocol, self.windows, progress);
@@ -81,7 +81,7 @@ impl Windowed<'_> {
         };
         let kept = originals.get(&id).expect("the original was run before");
         let mut model = DecoderModel::new(decoder, tap, self.start).mode(self.perplexity.mode);
-        model = model.behind(if original { with_noise } else { plain });
+        model = model.behind(if original { with_noise } else { plain }).few_rows_at_once(few && !original);
         let compared = against::compare(&mut model, self.windows, kept, progress);
         underway.add_forward(model.forward.as_secs_f64(), model.tokens);
         let compared = compared?;
