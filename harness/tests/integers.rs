@@ -491,3 +491,39 @@ fn fake_quantization_can_be_asked_for_and_is_said() {
     let nothing = IntegerTap::new(Arithmetic::Integer, &[], &original, FakeQuant::default());
     assert_eq!(nothing.report(), Executed::default());
 }
+
+/// Groups that are left to floating point keep their weights, and the head does.
+#[test]
+fn codes_take_the_place_of_weights_and_change_nothing() {
+    let (_, original) = builtin("builtin/tiny-llama");
+    let samples = scrambled(3, 24, original.architecture.vocabulary, 1);
+    let kept = format!(r#"{{ step = "keep", method = "qfem", top = 2 }}, {}"#, recipes::NAIVE);
+    for recipe in [recipes::NAIVE, &kept] {
+        let made = make(recipe, &original, &mut Direct::new(samples.clone(), Some(1)));
+        let steps = steps(recipe);
+        let mut beside = IntegerTap::new(Arithmetic::Integer, &steps, &made.decoder, made.tap.clone());
+        let expected = logits(&mut made.decoder.clone(), &mut beside, &samples);
+        for arithmetic in [Arithmetic::Integer, Arithmetic::Fake] {
+            let mut decoder = made.decoder.clone();
+            let mut instead =
+                IntegerTap::instead_of_weights(arithmetic, &steps, &mut decoder, made.tap.clone());
+            let held = |site: Site, group: &Group| {
+                let linears = group.linears.iter().all(|linear| linear.weight.shape().num_elements() > 0);
+                assert_eq!(linears, !instead.is_integer(site) || site == Site::HEAD, "{site}");
+                linears
+            };
+            let held = decoder.groups().into_iter().filter(|(site, group)| held(*site, group)).count();
+            if arithmetic == Arithmetic::Integer {
+                assert_eq!(held, decoder.groups().len() - beside.groups(), "{recipe}");
+                assert!(
+                    beside.groups() > 0
+                        && instead.weight_bytes(&decoder) == beside.weight_bytes(&made.decoder)
+                );
+                assert_eq!(instead.stored(), beside.stored());
+                assert_eq!(logits(&mut decoder, &mut instead, &samples), expected, "{recipe}");
+            } else {
+                assert_eq!(held, decoder.groups().len(), "nothing replaces them");
+            }
+        }
+    }
+}

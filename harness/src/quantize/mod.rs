@@ -223,6 +223,11 @@ pub trait Method {
         Some("it has not been taught to act on one block after the other")
     }
 
+    /// Whether it tries something out on a copy of the model, whose changed weights stand in memory beside the model's own.
+    fn tries_on_a_copy(&self) -> bool {
+        false
+    }
+
     /// What of a group it may leave in floating point, if its calibration set says so: no step behind it can know before
     /// whether it will act there.
     fn exempts(&self) -> Option<Kept> {

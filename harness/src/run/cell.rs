@@ -206,7 +206,7 @@ impl Sweep<'_> {
                 Ok((decoder, tap, fitted))
             })
         });
-        let (decoder, tap, fitted) = match made {
+        let (mut decoder, tap, fitted) = match made {
             Ok(made) => made,
             Err(_) if interrupted => return Ok(Ok(None)),
             Err(fault) => return Ok(Err(fault)),
@@ -214,7 +214,11 @@ impl Sweep<'_> {
         let of_set = (calibrator.fresh, calibrator.read);
         let bits = effective_bits::of(&cell.recipe.steps, &decoder, &tap);
         self.publish_cell(cell, id, (fitted, bits), of_set, underway)?;
-        let tap = IntegerTap::new(self.options.arithmetic, &cell.recipe.steps, &decoder, tap);
+        let (arithmetic, steps) = (self.options.arithmetic, &cell.recipe.steps);
+        let tap = match super::residence::reads_weights(&cell.evaluations) {
+            true => IntegerTap::new(arithmetic, steps, &decoder, tap),
+            false => IntegerTap::instead_of_weights(arithmetic, steps, &mut decoder, tap),
+        };
         Ok(Ok(Some((decoder, tap))))
     }
 

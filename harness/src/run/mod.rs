@@ -87,7 +87,7 @@ pub enum Event<'a> {
         model: &'a str,
         /// Number of parameters.
         parameters: u64,
-        /// Bytes that the weights and the workspace need at their peak.
+        /// Bytes that the weights and the workspace of its greatest cell need at their peak.
         memory: u64,
         /// Where the weights of its first cell are.
         residence: Residence,
@@ -292,15 +292,15 @@ impl Sweep<'_> {
                 self.observer.event(Event::Download { file, done, total });
             });
             if let Ok(source) = &source {
-                let (longest, context) = (cell.longest(), source.checkpoint.architecture().context);
-                let chosen =
-                    residence::choose(cell, source.checkpoint.architecture(), self.options.execution);
-                let residence = chosen.unwrap_or_default();
+                let architecture = source.checkpoint.architecture();
+                let (longest, context) = (cell.longest(), architecture.context);
+                let choice = self.options.execution;
+                let same_model = self.plan.cells.iter().filter(|other| other.model.label == *label);
                 self.observer.event(Event::Opened {
                     model: label,
                     parameters: source.identity.parameters,
-                    memory: residence::memory(residence, source.checkpoint.architecture(), cell),
-                    residence,
+                    memory: residence::peak(same_model, architecture, choice),
+                    residence: residence::choose(cell, architecture, choice).unwrap_or_default(),
                 });
                 if longest > context {
                     let text =

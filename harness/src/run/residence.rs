@@ -123,11 +123,21 @@ pub fn resident(a: &Architecture, evaluations: &[Evaluation], length: usize) -> 
         + originals::memory(evaluations, a)
 }
 
-/// The same of a cell, whose recipe may round to integers: a byte for each weight of the blocks, beside the weights.
+/// The same of a cell: with the blocks' weights once more where a step tries something out on a copy, or else with a byte for
+/// each where codes do not take the weights' place.
 fn resident_cell(a: &Architecture, cell: &Cell) -> u64 {
-    let rounds = effective_bits::planned(&cell.recipe.steps, a).activations < 16.0;
-    let codes = if rounds { of_blocks(a) } else { 0 };
-    resident(a, &cell.evaluations, cell.longest()) + codes
+    let steps = &cell.recipe.steps;
+    let rounds = effective_bits::planned(steps, a).activations < 16.0;
+    let beside = match steps.iter().any(|step| step.method().tries_on_a_copy()) {
+        true => 4,
+        false => u64::from(rounds && reads_weights(&cell.evaluations)),
+    };
+    resident(a, &cell.evaluations, cell.longest()) + beside * of_blocks(a)
+}
+
+/// Whether evaluations read the weights themselves, beside executing the model.
+pub fn reads_weights(evaluations: &[Evaluation]) -> bool {
+    evaluations.iter().any(|evaluation| matches!(evaluation, Evaluation::LayerError(_)))
 }
 
 /// Parameters of all blocks.
@@ -179,6 +189,11 @@ pub fn memory(residence: Residence, a: &Architecture, cell: &Cell) -> u64 {
         Residence::Resident => resident_cell(a, cell),
         Residence::Streamed => streamed(a, &cell.evaluations, cell.longest()),
     }
+}
+
+/// Bytes at the peak of the greatest of several cells, each executed as is chosen for it.
+pub fn peak<'a>(cells: impl Iterator<Item = &'a Cell>, a: &Architecture, choice: Choice) -> u64 {
+    cells.map(|cell| memory(choose(cell, a, choice).unwrap_or_default(), a, cell)).max().unwrap_or_default()
 }
 
 /// What is worth a warning: a cell that does not fit, and cannot be executed otherwise.

@@ -6,7 +6,6 @@ use serde_json::{Map, Value, json};
 use crate::evaluate::EvaluateError;
 use crate::evaluate::metrics::speed::{SpeedOf, VERSION};
 use crate::plan::Cell;
-use crate::quantize::effective_bits;
 use crate::quantize::integer::IntegerTap;
 use crate::record::{Execution, MeasurementResult};
 use crate::run::cell::{Fault, catching};
@@ -51,9 +50,7 @@ impl Sweep<'_> {
         underway.run_at(speed);
         underway.execute(tap.report());
         let seconds = underway.seconds();
-        let tally = effective_bits::tally(&cell.recipe.steps, decoder, tap.fake());
-        let weights = tally.groups.iter().flat_map(|group| &group.linears);
-        let (bits, count) = weights.fold((0.0, 0), |(bits, n), w| (bits + w.bits, n + w.count() as u64));
+        let stored = tap.stored();
         let prefix = decoder.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len());
         let detail = json!({ "prefill": block.prefill, "decode": block.decode, "prefix-tokens": prefix });
         let result = MeasurementResult {
@@ -61,9 +58,9 @@ impl Sweep<'_> {
             reading: cell.recipe.reading(),
             metric: block.id(),
             version: VERSION,
-            value: (bits / 8.0).ceil(),
+            value: (stored.bits / 8.0).ceil(),
             stderr: None,
-            n: count,
+            n: stored.weights,
             detail: match detail {
                 Value::Object(detail) => detail,
                 _ => Map::new(),

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | prefill | `prefill` tokens over the seconds of the pass and its last logits: median, least and most of the rounds | `execution.speed` |
 //! | decode | seconds per token, by round the mean over its tokens: median, least and most | `execution.speed` |
-//! | peak memory | of the process, from the first round to the last; that of its whole life where the system keeps no other | `execution.speed` |
+//! | peak memory | of the process, from the first round to the last, without what was freed before; that of its whole life where the system keeps no other | `execution.speed` |
 //! | weights moved | bytes of the linear layers' weights as they are executed here, which a token reads | `execution.speed` |
 //! | weights stored | the same at effective bits, scales and exemptions included: the value | the measurement |
 //!

@@ -32,7 +32,7 @@ use models::kernel::on_host;
 use models::{Decoder, Group, Linear, Normalisation, Site, Tap};
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::effective_bits;
+use crate::quantize::effective_bits::{self, GroupTally, Tally};
 use crate::quantize::fake_quant::{ActivationRule, FakeQuant};
 use crate::quantize::grid::{Convention, Granularity, Grid};
 use crate::quantize::integer::activation::Plan;
@@ -74,6 +74,14 @@ impl Arithmetic {
             Self::Fake => "fake",
         }
     }
+
+    /// What multiplies integers on a device, or why nothing does.
+    fn place(self, device: &Device) -> Result<Place, &'static str> {
+        match self {
+            Self::Fake => Err("asked for"),
+            Self::Integer => Place::of(device).ok_or("the device has no integer products"),
+        }
+    }
 }
 
 impl std::str::FromStr for Arithmetic {
@@ -95,6 +103,16 @@ pub struct IntegerTap {
     /// Why groups are left to floating point, and how many.
     left: BTreeMap<&'static str, u64>,
     place: Place,
+    stored: Stored,
+}
+
+/// What the linear layers and the head take where a recipe is stored as it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// Bits of their weights, scales and zero points among them.
+    pub bits: f64,
+    /// Number of weights.
+    pub weights: u64,
 }
 
 /// What multiplies integers.
@@ -180,11 +198,7 @@ impl IntegerLinear {
 impl IntegerTap {
     /// Packs the weights of a decoder on which a recipe has been carried out, for the device that it is on.
     pub fn new(arithmetic: Arithmetic, steps: &[Step], decoder: &Decoder, fake: FakeQuant) -> Self {
-        let place = match arithmetic {
-            Arithmetic::Fake => Err("asked for"),
-            Arithmetic::Integer => Place::of(&decoder.device()).ok_or("the device has no integer products"),
-        };
-        Self::at(place, steps, decoder, fake)
+        Self::at(arithmetic.place(&decoder.device()), steps, decoder, fake)
     }
 
     /// As [`IntegerTap::new`], at a place, or nowhere and why.
@@ -194,28 +208,70 @@ impl IntegerTap {
         decoder: &Decoder,
         fake: FakeQuant,
     ) -> Self {
+        let (mut tap, whole, tally) = Self::begin(place, steps, decoder, fake);
+        for ((site, group), stored) in decoder.groups().into_iter().zip(&tally.groups) {
+            tap.take(whole, site, group, stored);
+        }
+        tap
+    }
+
+    /// As [`IntegerTap::new`], and a group's weights are given up as soon as their codes stand: those of the decoder are
+    /// empty afterwards where the tap executes integers, so that no other tap can execute it. The head, which comparisons
+    /// also read, keeps its own.
+    pub fn instead_of_weights(
+        arithmetic: Arithmetic,
+        steps: &[Step],
+        decoder: &mut Decoder,
+        fake: FakeQuant,
+    ) -> Self {
+        let device = decoder.device();
+        let (mut tap, whole, tally) = Self::begin(arithmetic.place(&device), steps, decoder, fake);
+        for ((site, group), stored) in decoder.groups_mut().into_iter().zip(&tally.groups) {
+            tap.take(whole, site, group, stored);
+            if site != Site::HEAD && tap.is_integer(site) {
+                for linear in &mut group.linears {
+                    linear.weight = Tensor::zeros([0, 0], &device);
+                }
+            }
+        }
+        tap
+    }
+
+    /// Without any group, why all of them will be left to floating point, and what is stored of each.
+    fn begin(
+        place: Result<Place, &'static str>,
+        steps: &[Step],
+        decoder: &Decoder,
+        fake: FakeQuant,
+    ) -> (Self, Option<&'static str>, Tally) {
         let (whole, place) = match place {
             Ok(place) => (None, place),
             Err(why) => (Some(why), Place::Host(Kernel::best())),
         };
-        let mut tap = Self { fake, groups: HashMap::new(), left: BTreeMap::new(), place };
-        let tally = effective_bits::tally(steps, decoder, &tap.fake);
-        for ((site, group), stored) in decoder.groups().into_iter().zip(&tally.groups) {
-            let shared: Vec<_> = stored.linears.iter().map(|linear| linear.shared).collect();
-            let made = match (whole, shared.contains(&None), tap.fake.rules.get(&site)) {
-                // Nothing is rounded here.
-                (_, true, None) => continue,
-                (Some(why), ..) => Err(why),
-                (_, true, _) => Err("weights in floating point"),
-                (.., None) => Err("activations in floating point"),
-                (.., Some(rule)) => tap.group(site, group, rule, &shared),
-            };
-            match made {
-                Ok(made) => drop(tap.groups.insert(site, made)),
-                Err(why) => *tap.left.entry(why).or_default() += 1,
-            }
+        let tally = effective_bits::tally(steps, decoder, &fake);
+        let mut stored = Stored::default();
+        for linear in tally.groups.iter().flat_map(|group| &group.linears) {
+            stored.bits += linear.bits;
+            stored.weights += linear.count() as u64;
         }
-        tap
+        (Self { fake, groups: HashMap::new(), left: BTreeMap::new(), place, stored }, whole, tally)
+    }
+
+    /// Makes a group ready, or notes why not.
+    fn take(&mut self, whole: Option<&'static str>, site: Site, group: &Group, stored: &GroupTally) {
+        let shared: Vec<_> = stored.linears.iter().map(|linear| linear.shared).collect();
+        let made = match (whole, shared.contains(&None), self.fake.rules.get(&site)) {
+            // Nothing is rounded here.
+            (_, true, None) => return,
+            (Some(why), ..) => Err(why),
+            (_, true, _) => Err("weights in floating point"),
+            (.., None) => Err("activations in floating point"),
+            (.., Some(rule)) => self.group(site, group, rule, &shared),
+        };
+        match made {
+            Ok(made) => drop(self.groups.insert(site, made)),
+            Err(why) => *self.left.entry(why).or_default() += 1,
+        }
     }
 
     /// What rounds in floating point, for the groups that are left to it.
@@ -249,6 +305,11 @@ impl IntegerTap {
             }
         };
         decoder.groups().into_iter().map(of).sum::<u64>()
+    }
+
+    /// What the model takes where it is stored as its recipe says.
+    pub fn stored(&self) -> Stored {
+        self.stored
     }
 
     /// Whether a site's linears are executed in integers.

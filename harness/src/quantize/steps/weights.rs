@@ -267,6 +267,10 @@ impl Method for Weights {
         weights.chain(self.embeddings.then(|| "the embedding table".to_string())).collect()
     }
 
+    fn tries_on_a_copy(&self) -> bool {
+        self.asymmetric_calibration.is_some()
+    }
+
     fn needs_calibration(&self) -> bool {
         self.bits != 16 && self.reads_inputs()
     }

@@ -161,6 +161,10 @@ impl Method for Qfem {
         }
     }
 
+    fn tries_on_a_copy(&self) -> bool {
+        self.alpha == Some(Alpha::Auto)
+    }
+
     fn exempts(&self) -> Option<Kept> {
         Some(Kept::Activation)
     }

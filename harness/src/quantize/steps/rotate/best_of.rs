@@ -150,6 +150,10 @@ impl Method for BestOf {
         rotate::claims(&self.sites)
     }
 
+    fn tries_on_a_copy(&self) -> bool {
+        true
+    }
+
     fn needs_calibration(&self) -> bool {
         true
     }

@@ -263,6 +263,10 @@ impl Method for Awq {
         smooth::claims()
     }
 
+    fn tries_on_a_copy(&self) -> bool {
+        true
+    }
+
     fn needs_calibration(&self) -> bool {
         true
     }

@@ -230,6 +230,10 @@ impl Method for Osplus {
         smooth::claims()
     }
 
+    fn tries_on_a_copy(&self) -> bool {
+        true
+    }
+
     fn needs_calibration(&self) -> bool {
         true
     }

@@ -292,6 +292,10 @@ impl Method for BisupStyle {
         vec!["the blocks by training".into()]
     }
 
+    fn tries_on_a_copy(&self) -> bool {
+        true
+    }
+
     fn needs_calibration(&self) -> bool {
         true
     }
