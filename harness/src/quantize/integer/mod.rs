@@ -216,7 +216,7 @@ impl IntegerTap {
     }
 
     /// As [`IntegerTap::new`], and a group's weights are given up as soon as their codes stand: those of the decoder are
-    /// empty afterwards where the tap executes integers, so that no other tap can execute it. The head, which comparisons
+    /// one zero afterwards where the tap executes integers, so that no other tap can execute it. The head, which comparisons
     /// also read, keeps its own.
     pub fn instead_of_weights(
         arithmetic: Arithmetic,
@@ -230,7 +230,8 @@ impl IntegerTap {
             tap.take(whole, site, group, stored);
             if site != Site::HEAD && tap.is_integer(site) {
                 for linear in &mut group.linears {
-                    linear.weight = Tensor::zeros([0, 0], &device);
+                    // Not every device has tensors without values.
+                    linear.weight = Tensor::zeros([1, 1], &device);
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! `frontier`: perplexity against speed and against bytes of weights, one mark for each recipe.
+//! `frontier`: perplexity against speed, bytes of weights and memory, one mark for each recipe.
 //!
-//! One drawing for each model, protocol of perplexity and protocol of speed; a panel each for decoding, prefill and weights
-//! as stored. All axes are logarithmic. Up and to the left is worse in the panels of speed, up and to the right in that of
-//! bytes. Times are a machine's; the caption names it.
+//! One drawing for each model, protocol of perplexity and protocol of speed; a panel each for decoding, prefill, weights as
+//! stored and, where it was measured of every recipe's rounds alone, the program's memory. All axes are logarithmic. Up and to
+//! the left is worse in the panels of speed, up and to the right in the others. Times are a machine's; the caption names it.
 
 use super::{Figure, file_stem};
 use crate::record::Contents;
@@ -31,13 +31,16 @@ const PANELS: [Panel; 3] = [
     ("weights as stored", "MB", |c| c.stored / 1e6),
 ];
 
+const MEMORY: Panel =
+    ("peak memory of the program", "MiB", |c| c.speed.peak_memory as f64 / f64::from(1 << 20));
+
 impl Figure for Frontier {
     fn name(&self) -> &'static str {
         "frontier"
     }
 
     fn about(&self) -> &'static str {
-        "perplexity against speed and against bytes of weights"
+        "perplexity against speed, bytes of weights and memory"
     }
 
     fn applies(&self, contents: &Contents) -> bool {
@@ -87,10 +90,17 @@ fn draw_of<'a>(clocked: &Clocked<'a>) -> Draw<'a> {
 }
 
 impl Shown<'_> {
+    /// [`PANELS`], and [`MEMORY`] where no recipe's peak is that of others before it.
+    fn panels(&self) -> Vec<Panel> {
+        let measured = |c: &Clocked<'_>| c.speed.peak_is_of_rounds && c.speed.peak_memory > 0;
+        let memory = self.points.iter().all(|(c, _)| measured(c)).then_some(MEMORY);
+        PANELS.into_iter().chain(memory).collect()
+    }
+
     fn drawing(&self) -> Drawing {
         let mut canvas = Canvas::default();
         let below = format!("{}; {}", metric::split(self.perplexity).1, metric::split(self.speed).1);
-        let y = canvas.title(&format!("Perplexity against speed and bytes: {}", self.model), &below);
+        let y = canvas.title(&format!("Perplexity against speed, bytes and memory: {}", self.model), &below);
         let draws =
             distinct(self.points.iter().map(|(c, _)| draw_of(c)).filter(|draw| *draw != (None, None)));
         let entry = |(i, (c, _)): (usize, &(Clocked<'_>, f64))| {
@@ -99,8 +109,9 @@ impl Shown<'_> {
         };
         let entries: Vec<_> = self.points.iter().enumerate().map(entry).collect();
         let y = canvas.legend(&entries, y + 8.0);
-        let (panels, end) = panels(PANELS.len(), 2, y, HEIGHT);
-        for ((heading, axis, of), panel) in PANELS.iter().zip(&panels) {
+        let shown = self.panels();
+        let (panels, end) = panels(shown.len(), 2, y, HEIGHT);
+        for ((heading, axis, of), panel) in shown.iter().zip(&panels) {
             let level = panel.level(self.points.iter().map(|(c, _)| of(c)));
             let upright = panel.upright(self.points.iter().map(|(_, value)| *value));
             panel.heading(&mut canvas, heading);
@@ -115,8 +126,13 @@ impl Shown<'_> {
         let clocked: Vec<Clocked<'_>> = self.points.iter().map(|(c, _)| *c).collect();
         let caption = format!(
             "Perplexity of every recipe of {} against tokens per second in decoding and in prefill, and against the bytes \
-             of its linear layers' weights at effective bits. All axes logarithmic. Speed measured on {}.",
+             of its linear layers' weights at effective bits{}. All axes logarithmic. Speed measured on {}.",
             self.model,
+            if shown.len() > PANELS.len() {
+                ", and the memory of the program while it was timed"
+            } else {
+                ""
+            },
             clocked::machines(&clocked)
         );
         let stem = file_stem(&format!("frontier/{}/{}/{}", self.model, self.perplexity, self.speed));
