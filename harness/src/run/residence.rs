@@ -127,10 +127,10 @@ pub fn resident(a: &Architecture, evaluations: &[Evaluation], length: usize) -> 
 /// each where codes do not take the weights' place.
 fn resident_cell(a: &Architecture, cell: &Cell) -> u64 {
     let steps = &cell.recipe.steps;
-    let rounds = effective_bits::planned(steps, a).activations < 16.0;
+    let rounds = || effective_bits::planned(steps, a).activations < 16.0;
     let beside = match steps.iter().any(|step| step.method().tries_on_a_copy()) {
         true => 4,
-        false => u64::from(rounds && reads_weights(&cell.evaluations)),
+        false => u64::from(reads_weights(&cell.evaluations) && rounds()),
     };
     resident(a, &cell.evaluations, cell.longest()) + beside * of_blocks(a)
 }

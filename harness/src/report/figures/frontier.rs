@@ -123,16 +123,15 @@ impl Shown<'_> {
             }
             panel.edges(&mut canvas);
         }
+        let memory = match shown.len() > PANELS.len() {
+            true => ", and the memory of the program while it was timed",
+            false => "",
+        };
         let clocked: Vec<Clocked<'_>> = self.points.iter().map(|(c, _)| *c).collect();
         let caption = format!(
             "Perplexity of every recipe of {} against tokens per second in decoding and in prefill, and against the bytes \
-             of its linear layers' weights at effective bits{}. All axes logarithmic. Speed measured on {}.",
+             of its linear layers' weights at effective bits{memory}. All axes logarithmic. Speed measured on {}.",
             self.model,
-            if shown.len() > PANELS.len() {
-                ", and the memory of the program while it was timed"
-            } else {
-                ""
-            },
             clocked::machines(&clocked)
         );
         let stem = file_stem(&format!("frontier/{}/{}/{}", self.model, self.perplexity, self.speed));
